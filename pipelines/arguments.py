@@ -37,16 +37,26 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
         """Parse `arguments`; an unknown option names the nearest ones of its command."""
+        command = self._command_of(arguments)
+        options = {word for action in command._actions for word in action.option_strings}
+        for word in arguments:
+            name = word.split("=")[0]
+            # Before argparse, which would rather complain of what is missing than of the typo.
+            if name.startswith("--") and len(name) > 2 and name not in options:
+                raise UsageError(f"no option {name!r}", tip=_meant(name, sorted(options)))
         known, rest = self.parse_known_args(arguments)
         if rest:
-            command: Parser = getattr(known, "parser", self)
-            words = [word for action in command._actions for word in action.option_strings]
-            what = "option" if rest[0].startswith("-") else "argument"
-            tip = _meant(rest[0].split("=")[0], words) if what == "option" else None
-            raise UsageError(
-                f"unexpected {what} {rest[0]!r}", tip=tip or f"see `{command.prog} --help`"
-            )
+            raise UsageError(f"unexpected argument {rest[0]!r}", tip=f"see `{command.prog} --help`")
         return known
+
+    def _command_of(self, arguments: Sequence[str]) -> Parser:
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for word in arguments:
+                    if word in action.choices:
+                        parser: Parser = action.choices[word]
+                        return parser
+        return self
 
 
 def _meant(word: str, words: Sequence[str]) -> str:
@@ -88,7 +98,6 @@ def _command(commands: Any, name: str, text: str, *examples: str) -> Parser:
         description=text[0].upper() + text[1:] + ".",
         epilog="examples:\n" + "\n".join(f"  {e}" for e in examples) + f"\n\n{EXIT_CODES}",
     )
-    parser.set_defaults(parser=parser)
     _talk(parser)
     return parser
 
