@@ -75,7 +75,16 @@ def build_parser() -> Parser:
     _talk(parser)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
     for add in (
-        _demo, _catalog, _extract, _analyze, _report, _query, _inspect, _compare, _verify, _cache,
+        _demo,
+        _catalog,
+        _extract,
+        _analyze,
+        _report,
+        _query,
+        _inspect,
+        _compare,
+        _verify,
+        _cache,
     ):
         add(commands)
     return parser
@@ -184,7 +193,7 @@ def _analyze(commands: Any) -> None:
         "analyze",
         "layer quality, PCA and distribution shift of a store",
         "filterdb analyze store",
-        "filterdb analyze store --by task --by \"n_filters > 10000\"",
+        'filterdb analyze store --by task --by "n_filters > 10000"',
     )
     parser.add_argument("store", type=Path, metavar="STORE")
     parser.add_argument(

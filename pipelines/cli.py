@@ -63,9 +63,7 @@ def _dispatch(words: list[str]) -> int:
         parser.print_help()
         return USAGE
     options.quiet = getattr(options, "quiet", False)
-    console = Console(
-        quiet=options.quiet, show_progress=not getattr(options, "no_progress", False)
-    )
+    console = Console(quiet=options.quiet, show_progress=not getattr(options, "no_progress", False))
     return COMMANDS[options.command](options, console)
 
 

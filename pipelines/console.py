@@ -9,8 +9,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from filterdb.errors import FilterDBError
-from filterdb.types import ProgressHook
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from filterdb.types import ProgressHook
+    from filterdb.errors import FilterDBError
 
 #: Work shorter than this needs no progress line.
 PATIENCE_S = 2.0

@@ -7,6 +7,6 @@ and returns the outcomes in task order, whatever order they finished in.
 from __future__ import annotations
 
 from filterdb.engine.cluster import Cluster, parse_cluster
-from filterdb.engine.run import Outcome, run
+from filterdb.engine.execute import Outcome, run
 
 __all__ = ["Cluster", "Outcome", "parse_cluster", "run"]

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from filterdb.catalog.model import Entry
 from filterdb.errors import FetchError, HashMismatchError, PipelineError, StoreError
-from filterdb.types import ModelId, Stage
 
 if TYPE_CHECKING:
+    from filterdb.catalog.model import Entry
+    from filterdb.types import ModelId, Stage
     from filterdb.layers.model import ConvLayer, ModelLayers
     from filterdb.sources import Fetched
     from filterdb.store.staging import StagedLayer, StagedModel
@@ -147,9 +147,7 @@ def stage_failure(task: ExtractTask, stage: Stage, error: Exception) -> ExtractO
         "attempts": 1,
     }
     stage_model(Path(task.store_path), task.entry.id, StagedModel(failure=failure, key=task.key))
-    return ExtractOutcome(
-        task.entry.id, stage=stage, error=type(error).__name__, message=message
-    )
+    return ExtractOutcome(task.entry.id, stage=stage, error=type(error).__name__, message=message)
 
 
 def _extract(task: ExtractTask, where: _Where) -> ExtractOutcome:
@@ -253,9 +251,7 @@ def _staged_layers(model_id: ModelId, found: ModelLayers) -> Iterator[StagedLaye
     from filterdb.layers import layer_uid
     from filterdb.store.staging import StagedLayer
 
-    first_uid = {
-        layer.tensor: layer_uid(model_id, layer) for layer in found.layers if _own(layer)
-    }
+    first_uid = {layer.tensor: layer_uid(model_id, layer) for layer in found.layers if _own(layer)}
     for layer in found.layers:
         weights = layer.weights()
         uid = layer_uid(model_id, layer)
@@ -312,7 +308,9 @@ def _state_rows(
     if layer.read_batch_norm is not None:
         scale = layer.read_batch_norm().scale
         with np.errstate(over="ignore", invalid="ignore"):
-            folded = np.asarray(weights, dtype=np.float64) * scale.reshape(-1, *[1] * (weights.ndim - 1))
+            folded = np.asarray(weights, dtype=np.float64) * scale.reshape(
+                -1, *[1] * (weights.ndim - 1)
+            )
         state = layer_state(folded, groups=layer.groups, stride=layer.stride)
         rows.append({"layer_uid": uid, "weights": "folded", **state.to_record()})
     return rows

@@ -9,11 +9,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, TYPE_CHECKING
 
-from filterdb.engine.cluster import Cluster
 from filterdb.errors import PipelineError
-from filterdb.types import ProgressHook
+
+if TYPE_CHECKING:
+    from filterdb.engine.cluster import Cluster
+    from filterdb.types import ProgressHook
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -1,0 +1,43 @@
+"""``filterdb cache``: what the cache of fetched files holds, and emptying it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from pipelines.console import Console, format_bytes
+from pipelines.output import to_json
+
+
+def run(action: str, *, cache_path: Path | None, as_json: bool, console: Console) -> int:
+    """Show or empty the cache.
+
+    Parameters
+    ----------
+    action
+        info or clear.
+    cache_path
+        The cache; None for the default.
+    as_json
+        Write a record instead of a sentence.
+    console
+        Where to talk.
+
+    Returns
+    -------
+    int
+        0.
+    """
+    from filterdb.sources.cache import Cache
+
+    cache = Cache(cache_path)
+    facts = cache.info() if action == "info" else cache.clear()
+    if as_json:
+        print(to_json({k: str(v) if isinstance(v, Path) else v for k, v in asdict(facts).items()}))
+        return 0
+    if action == "clear":
+        console.say("removed:")
+    for name, value in asdict(facts).items():
+        shown = format_bytes(value) if "bytes" in name or (name == "limit" and value) else value
+        print(f"{name.replace('_', ' ')}: {shown}")
+    return 0
