@@ -1,0 +1,400 @@
+"""ONNX messages as records of byte ranges (public schema ``onnx.proto``, its numbers)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from filterdb.errors import MalformedFileError, UnsafeCheckpointError
+from filterdb.sources.formats.base import MAX_RANK, MAX_TENSORS
+from filterdb.sources.formats.protobuf_wire import BYTES, FIXED32, VARINT, WireReader, signed
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from filterdb.types import Shape
+
+#: Graphs inside attributes of nodes of graphs …; the deepest real ones have three levels.
+MAX_DEPTH = 16
+
+#: Payload fields of TensorProto → their name there.
+PAYLOADS = {
+    4: "float_data",
+    5: "int32_data",
+    7: "int64_data",
+    9: "raw_data",
+    10: "double_data",
+    11: "uint64_data",
+}
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """A TensorProto, its values left in the file.
+
+    Parameters
+    ----------
+    name
+        As stored; may be empty (attributes).
+    shape
+        ``dims``.
+    data_type
+        ``TensorProto.DataType``.
+    payload
+        Which field holds the values, "" where none does.
+    ranges
+        Byte ranges of the payload, to be read one after the other.
+    inline
+        The values themselves, where they are few or stored unpacked (one tag each).
+    external
+        ``external_data`` as key → value; None where the values are in this file.
+    segmented
+        The tensor is one piece of a larger one (never seen in practice).
+    """
+
+    name: str
+    shape: Shape
+    data_type: int
+    payload: str = ""
+    ranges: tuple[tuple[int, int], ...] = ()
+    inline: tuple[float | int, ...] | None = None
+    external: Mapping[str, str] | None = None
+    segmented: bool = False
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """An AttributeProto.
+
+    Parameters
+    ----------
+    name
+        Its name.
+    number
+        ``i`` or ``f``.
+    text
+        ``s``.
+    numbers
+        ``ints`` or ``floats``.
+    tensor
+        ``t``.
+    graphs
+        ``g`` and ``graphs``.
+    sparse
+        A sparse tensor is given.
+    reference
+        ``ref_attr_name`` inside a function.
+    """
+
+    name: str = ""
+    number: float | int | None = None
+    text: str = ""
+    numbers: tuple[float | int, ...] = ()
+    tensor: TensorRecord | None = None
+    graphs: tuple[GraphRecord, ...] = ()
+    sparse: bool = False
+    reference: str = ""
+
+
+@dataclass(frozen=True)
+class NodeRecord:
+    """A NodeProto."""
+
+    name: str
+    op_type: str
+    domain: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, Attribute]
+
+
+@dataclass(frozen=True)
+class GraphRecord:
+    """A GraphProto, or the body of a FunctionProto."""
+
+    nodes: tuple[NodeRecord, ...] = ()
+    initializers: tuple[TensorRecord, ...] = ()
+    sparse: tuple[TensorRecord, ...] = ()
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """A ModelProto; functions by (domain, name)."""
+
+    graph: GraphRecord
+    ir_version: int = 0
+    producer: str = ""
+    opsets: tuple[tuple[str, int], ...] = ()
+    functions: Mapping[tuple[str, str], GraphRecord] = field(default_factory=dict)
+
+
+class OnnxParser:
+    """Turns bytes into records.
+
+    Parameters
+    ----------
+    wire
+        The file's bytes.
+    """
+
+    def __init__(self, wire: WireReader) -> None:
+        self.wire = wire
+        self._tensors_left = MAX_TENSORS
+
+    def model(self) -> ModelRecord:
+        """Parse the whole file.
+
+        Returns
+        -------
+        ModelRecord
+            The model.
+
+        Raises
+        ------
+        MalformedFileError
+            If it is no ONNX model, or a damaged one.
+        UnsafeCheckpointError
+            If it nests deeper or holds more than any network.
+        """
+        wire = self.wire
+        graph, ir_version, producer = None, 0, ["", ""]
+        opsets: list[tuple[str, int]] = []
+        functions: dict[tuple[str, str], GraphRecord] = {}
+        for number, kind, value, end in wire.fields(0, len(wire.data)):
+            if number == 1 and kind == VARINT:
+                ir_version = value
+            elif number in (2, 3) and kind == BYTES:
+                producer[number - 2] = wire.text(value, end, limit=80)
+            elif number == 7 and kind == BYTES:
+                # Protocol buffers merge a repeated message; nobody writes two graphs.
+                if graph is not None:
+                    raise wire.malformed("a second graph", value)
+                graph = self.graph(value, end, depth=0)
+            elif number == 8 and kind == BYTES:
+                opsets.append(self._opset(value, end))
+            elif number == 25 and kind == BYTES:
+                key, body = self._function(value, end)
+                functions[key] = body
+        if graph is None:
+            raise MalformedFileError(
+                f"{wire.where} is no complete ONNX model: it holds no graph",
+                tip="was the download cut short?",
+            )
+        text = " ".join(filter(None, producer))
+        return ModelRecord(graph, ir_version, text, tuple(opsets), functions)
+
+    def _opset(self, start: int, end: int) -> tuple[str, int]:
+        domain, version = "", 0
+        for number, kind, value, stop in self.wire.fields(start, end):
+            if number == 1 and kind == BYTES:
+                domain = self.wire.text(value, stop, limit=80)
+            elif number == 2 and kind == VARINT:
+                version = value
+        return domain, version
+
+    def graph(self, start: int, end: int, *, depth: int) -> GraphRecord:
+        """Parse a GraphProto.
+
+        Parameters
+        ----------
+        start, end
+            Its byte range.
+        depth
+            How many graphs lie around it.
+
+        Returns
+        -------
+        GraphRecord
+            The graph.
+        """
+        if depth > MAX_DEPTH:
+            raise UnsafeCheckpointError(
+                f"{self.wire.where} nests graphs deeper than {MAX_DEPTH} levels"
+            )
+        nodes, initializers, sparse = [], [], []
+        inputs: list[str] = []
+        outputs: list[str] = []
+        for number, kind, value, stop in self.wire.fields(start, end):
+            if kind != BYTES:
+                continue
+            if number == 1:
+                nodes.append(self._node(value, stop, depth))
+            elif number == 5:
+                initializers.append(self.tensor(value, stop))
+            elif number == 15:
+                sparse.append(self._sparse(value, stop))
+            elif number in (11, 12):
+                (inputs if number == 11 else outputs).append(self._string(value, stop, field=1))
+        return GraphRecord(
+            tuple(nodes), tuple(initializers), tuple(sparse), tuple(inputs), tuple(outputs)
+        )
+
+    def _function(self, start: int, end: int) -> tuple[tuple[str, str], GraphRecord]:
+        wire = self.wire
+        name, domain = "", ""
+        nodes = []
+        inputs: list[str] = []
+        outputs: list[str] = []
+        for number, kind, value, stop in wire.fields(start, end):
+            if kind != BYTES:
+                continue
+            if number == 1:
+                name = wire.text(value, stop)
+            elif number == 10:
+                domain = wire.text(value, stop)
+            elif number == 7:
+                nodes.append(self._node(value, stop, 0))
+            elif number in (4, 5):
+                (inputs if number == 4 else outputs).append(wire.text(value, stop))
+        body = GraphRecord(tuple(nodes), inputs=tuple(inputs), outputs=tuple(outputs))
+        return (domain, name), body
+
+    def _string(self, start: int, end: int, *, field: int) -> str:
+        """Return one string field of a message, "" where it is absent."""
+        for number, kind, value, stop in self.wire.fields(start, end):
+            if number == field and kind == BYTES:
+                return self.wire.text(value, stop)
+        return ""
+
+    def _node(self, start: int, end: int, depth: int) -> NodeRecord:
+        wire = self.wire
+        texts = {3: "", 4: "", 7: ""}
+        inputs: list[str] = []
+        outputs: list[str] = []
+        attributes: dict[str, Attribute] = {}
+        for number, kind, value, stop in wire.fields(start, end):
+            if kind != BYTES:
+                continue
+            if number == 1:
+                inputs.append(wire.text(value, stop))
+            elif number == 2:
+                outputs.append(wire.text(value, stop))
+            elif number in texts:
+                texts[number] = wire.text(value, stop)
+            elif number == 5:
+                attribute = self._attribute(value, stop, depth)
+                attributes[attribute.name] = attribute
+        domain = "" if texts[7] == "ai.onnx" else texts[7]
+        return NodeRecord(texts[3], texts[4], domain, tuple(inputs), tuple(outputs), attributes)
+
+    def _attribute(self, start: int, end: int, depth: int) -> Attribute:
+        wire = self.wire
+        name, text, reference, sparse = "", "", "", False
+        number_value: float | int | None = None
+        tensor: TensorRecord | None = None
+        graphs: list[GraphRecord] = []
+        floats: list[float] = []
+        integers: list[int] = []
+        for number, kind, value, stop in wire.fields(start, end):
+            if number == 1 and kind == BYTES:
+                name = wire.text(value, stop)
+            elif number == 2 and kind == FIXED32:
+                number_value = wire.float32(value)
+            elif number == 3 and kind == VARINT:
+                number_value = signed(value)
+            elif number == 4 and kind == BYTES:
+                text = wire.text(value, stop)
+            elif number == 5 and kind == BYTES:
+                tensor = self.tensor(value, stop)
+            elif number in (6, 11) and kind == BYTES:
+                graphs.append(self.graph(value, stop, depth=depth + 1))
+            elif number == 7 and kind in (BYTES, FIXED32):
+                floats += wire.floats(kind, value, stop)
+            elif number == 8 and kind in (BYTES, VARINT):
+                integers += wire.integers(kind, value, stop)
+            elif number == 21 and kind == BYTES:
+                reference = wire.text(value, stop)
+            elif number in (22, 23):
+                sparse = True
+        return Attribute(
+            name=name,
+            number=number_value,
+            text=text,
+            numbers=tuple(integers or floats),
+            tensor=tensor,
+            graphs=tuple(graphs),
+            sparse=sparse,
+            reference=reference,
+        )
+
+    def _sparse(self, start: int, end: int) -> TensorRecord:
+        """Name and dense shape of a SparseTensorProto."""
+        name, dims = "", []
+        data_type = 0
+        for number, kind, value, stop in self.wire.fields(start, end):
+            if number == 1 and kind == BYTES:
+                values = self.tensor(value, stop)
+                name, data_type = values.name, values.data_type
+            elif number == 3 and kind in (VARINT, BYTES):
+                dims += self.wire.integers(kind, value, stop)
+        return TensorRecord(name, tuple(dims[: MAX_RANK + 1]), data_type)
+
+    def tensor(self, start: int, end: int) -> TensorRecord:
+        """Parse a TensorProto.
+
+        Parameters
+        ----------
+        start, end
+            Its byte range.
+
+        Returns
+        -------
+        TensorRecord
+            With the ranges of its values.
+        """
+        self._tensors_left -= 1
+        if self._tensors_left < 0:
+            raise UnsafeCheckpointError(f"{self.wire.where} holds more than {MAX_TENSORS} tensors")
+        wire = self.wire
+        name, data_type, located, segmented = "", 0, 0, False
+        dims: list[int] = []
+        external: dict[str, str] = {}
+        ranges: dict[str, list[tuple[int, int]]] = {}
+        inline: dict[str, list[float | int]] = {}
+        for number, kind, value, stop in wire.fields(start, end):
+            if number in PAYLOADS:
+                payload = PAYLOADS[number]
+                if kind == BYTES and stop > value:
+                    ranges.setdefault(payload, []).append((value, stop))
+                elif kind != BYTES:
+                    unpacked = wire.integers if kind == VARINT else wire.floats
+                    inline.setdefault(payload, []).extend(unpacked(kind, value, stop))
+            elif number == 1 and kind in (VARINT, BYTES):
+                dims += wire.integers(kind, value, stop)
+            elif number == 2 and kind == VARINT:
+                data_type = value
+            elif number == 3:
+                segmented = True
+            elif number == 8 and kind == BYTES:
+                name = wire.text(value, stop)
+            elif number == 13 and kind == BYTES:
+                key, content = self._entry(value, stop)
+                external[key] = content
+            elif number == 14 and kind == VARINT:
+                located = value
+        filled = [*ranges, *inline]
+        if len(filled) > 1 or (filled and located == 1):
+            raise MalformedFileError(
+                f"tensor {name!r} in {wire.where} stores its values more than once "
+                f"({', '.join(filled)}{', external' if located == 1 else ''})"
+            )
+        payload = filled[0] if filled else ""
+        return TensorRecord(
+            name=name,
+            shape=tuple(dims[: MAX_RANK + 1]),
+            data_type=data_type,
+            payload=payload,
+            ranges=tuple(ranges.get(payload, ())),
+            inline=tuple(inline[payload]) if payload in inline else None,
+            external=external if located == 1 else None,
+            segmented=segmented,
+        )
+
+    def _entry(self, start: int, end: int) -> tuple[str, str]:
+        texts = ["", ""]
+        for number, kind, value, stop in self.wire.fields(start, end):
+            if number in (1, 2) and kind == BYTES:
+                texts[number - 1] = self.wire.text(value, stop, limit=4096)
+        return texts[0], texts[1]
