@@ -131,7 +131,11 @@ LAYERS = TableSchema(
         _c("stride", _LI32, "per spatial axis", null=True),
         _c("dilation", _LI32, "per spatial axis", null=True),
         _c("padding", _LI32, "per axis, or begins then ends", null=True),
-        _c("role", _S, "stem, patch_embed, spatial, depthwise, pointwise, downsample, fc_as_conv, head"),
+        _c(
+            "role",
+            _S,
+            "stem, patch_embed, spatial, depthwise, pointwise, downsample, fc_as_conv, head",
+        ),
         _c("conv_depth", _I32, "rank of its depth among levels that hold a convolution", null=True),
         _c("conv_depth_norm", _F, "conv_depth / (levels - 1), 0 to 1", null=True),
         _c("depth_decile", _I8, "min(9, floor(10 conv_depth_norm))", null=True),
@@ -147,7 +151,12 @@ LAYERS = TableSchema(
         _c("stop", _I64, "one past the last row", null=True),
         _c("tensor_sha256", _S, "hash of the canonical weights' bytes, shape and dtype"),
         _c("shared_with", _S, "layer_uid in this model whose filters these are", null=True),
-        _c("duplicate_of", _S, "first layer_uid of an earlier model with equal tensor_sha256", null=True),
+        _c(
+            "duplicate_of",
+            _S,
+            "first layer_uid of an earlier model with equal tensor_sha256",
+            null=True,
+        ),
     ),
     ("layer_uid",),
 )
@@ -176,7 +185,9 @@ LAYER_STATES = TableSchema(
         _c("sparse_sum", _LF, "sum over the filters sparse at .01", null=True),
         _c("sparse_scatter", _LF, "scatter over the filters sparse at .01", null=True),
         _c("sparse_scaled_sum", _LF, "scaled_sum over the filters sparse at .01", null=True),
-        _c("sparse_scaled_scatter", _LF, "scaled_scatter over the filters sparse at .01", null=True),
+        _c(
+            "sparse_scaled_scatter", _LF, "scaled_scatter over the filters sparse at .01", null=True
+        ),
         _c("orthogonality", _F, "O of filter_metrics.md section 3", null=True),
         _c("l_orth", _F, "convolutional orthogonality L, stride 1 where unknown", null=True),
         _c("null_reason", _S, "why something above is null", null=True),

@@ -1,0 +1,529 @@
+"""Opening a store and asking it things. Readers take no lock and write nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from filterdb.errors import CorruptShardError, IncompleteStoreError, UnknownNameError, UsageError
+from filterdb.store.filters import Block, Filters, ShardReader, range_of
+from filterdb.store.layout import EXTRACTED_TABLES, is_stored
+from filterdb.store.manifest import Manifest, read_manifest, read_plan, read_settings
+from filterdb.store.parquet import VERIFY_TIP, read_table
+from filterdb.store.plan import Plan
+from filterdb.store.query import LAYER_VIEW, run_query, view_columns
+from filterdb.store.schema import FORMAT_VERSION, MANIFEST, TABLES
+from filterdb.store.table import Table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from filterdb.types import AnyArray, ModelId
+
+
+def open_store(path: str | os.PathLike[str]) -> Store:
+    """Open a store for reading.
+
+    Parameters
+    ----------
+    path
+        The store's folder.
+
+    Returns
+    -------
+    Store
+        As it was committed last; a later commit does not show in it.
+
+    Raises
+    ------
+    StoreNotFoundError
+        There is no store.
+    FormatVersionError
+        It was written by another version of the format.
+    IncompleteStoreError
+        Its extraction has not committed anything yet.
+    CorruptShardError
+        ``store.json`` or the manifest is damaged.
+    """
+    folder = Path(path)
+    read_settings(folder)
+    return Store(folder, read_manifest(folder))
+
+
+class Store:
+    """A store as it was committed last.
+
+    Parameters
+    ----------
+    path
+        The store's folder.
+    manifest
+        What it consists of.
+
+    Examples
+    --------
+    >>> from filterdb.testing import temporary_store
+    >>> with temporary_store(n_models=2, seed=0) as store:
+    ...     store.sql("select count(*) as n from models").to_pylist()
+    [{'n': 2}]
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self._manifest = manifest
+        self._loaded: dict[str, Table] = {}
+        self.tables = Tables(self)
+
+    @property
+    def generation(self) -> int:
+        """Number of the commit this is."""
+        return self._manifest.generation
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the committed filters and of the tables that describe them."""
+        lines = sorted(
+            f"{row.name} {row.sha256}"
+            for row in self._manifest.rows
+            if row.kind == "filters" or row.name in ("models", "layers", "layer_states")
+        )
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of all files of the store, bytes."""
+        return sum(row.bytes for row in self._manifest.rows)
+
+    @cached_property
+    def plan(self) -> Plan:
+        """Which model stands in which shard."""
+        return read_plan(self.path, self._manifest) or Plan()
+
+    @property
+    def models(self) -> Table:
+        """One row a model that was read."""
+        return self.table("models")
+
+    @property
+    def layers(self) -> Table:
+        """One row a use of a convolution."""
+        return self.table("layers")
+
+    @property
+    def layer_states(self) -> Table:
+        """Mergeable sums, one row a layer and kind of weights."""
+        return self.table("layer_states")
+
+    @property
+    def skipped(self) -> Table:
+        """Tensors that were not taken, with the reason."""
+        return self.table("skipped")
+
+    @property
+    def failures(self) -> Table:
+        """Models that could not be read."""
+        return self.table("failures")
+
+    @property
+    def quality(self) -> Table:
+        """Layer quality, after ``filterdb analyze``."""
+        return self.table("quality")
+
+    @property
+    def findings(self) -> Table:
+        """Named findings, after ``filterdb analyze``."""
+        return self.table("findings")
+
+    @property
+    def results(self) -> Table:
+        """Numbers of the analyses, after ``filterdb analyze``."""
+        return self.table("results")
+
+    @property
+    def bases(self) -> Table:
+        """PCA bases, after ``filterdb analyze``."""
+        return self.table("bases")
+
+    @property
+    def histograms(self) -> Table:
+        """Coefficient histograms, after ``filterdb analyze``."""
+        return self.table("histograms")
+
+    @cached_property
+    def manifest(self) -> Table:
+        """Every file of the store."""
+        from dataclasses import asdict
+
+        from filterdb.store.parquet import rows_to_table
+
+        return Table(
+            rows_to_table(MANIFEST, [asdict(r) for r in self._manifest.rows]), name="manifest"
+        )
+
+    def table(self, name: str) -> Table:
+        """Return a table by name.
+
+        Parameters
+        ----------
+        name
+            One of schema.py's, or "manifest".
+
+        Returns
+        -------
+        Table
+            Read at the first call, then kept.
+
+        Raises
+        ------
+        UnknownNameError
+            There is no table of this name in the format.
+        IncompleteStoreError
+            This store has none yet.
+        CorruptShardError
+            Its file is missing or is not the one committed.
+        """
+        if name == "manifest":
+            return self.manifest
+        if name not in TABLES:
+            raise UnknownNameError("table", name, [*TABLES, "manifest"], where="the store")
+        if name not in self._loaded:
+            self._loaded[name] = Table(self._read(name), name=name)
+        return self._loaded[name]
+
+    def _read(self, name: str) -> pa.Table:
+        row = self._manifest.tables.get(name)
+        if row is None:
+            command = "extract CATALOG --store" if name in EXTRACTED_TABLES else "analyze"
+            raise IncompleteStoreError(
+                f"{self.path} has no table {name!r} yet", tip=f"run filterdb {command} {self.path}"
+            )
+        path = self.path / row.path
+        size = path.stat().st_size if path.exists() else None
+        if size is not None and size != row.bytes:
+            raise CorruptShardError(
+                f"{path} is not the file that was committed: expected {row.bytes:,} bytes, "
+                f"got {size:,}",
+                tip=VERIFY_TIP,
+            )
+        # Parquet forgets the name of list items, so the declared schema is put on again.
+        return read_table(path).cast(TABLES[name].arrow)
+
+    # -------------------------------------------------------------- questions
+
+    def sql(self, query: str) -> Table:
+        """Answer a SELECT statement over the tables, by DuckDB.
+
+        The query sees the tables of this store, ``manifest``, and ``layer_view`` (layers joined
+        with their model and, where analysed, their quality for raw weights with sparse filters
+        kept); no file, no setting and no variable of the machine.
+
+        Parameters
+        ----------
+        query
+            One SELECT.
+
+        Returns
+        -------
+        Table
+            The answer.
+
+        Raises
+        ------
+        UnknownNameError
+            A table or column that does not exist; the nearest are named.
+        IncompleteStoreError
+            A table this store does not have yet.
+        UsageError
+            Another mistake in the query.
+        """
+        return Table(run_query(query, self._loaders()), name="query")
+
+    def _loaders(self) -> dict[str, Callable[[], pa.Table]]:
+        return {name: partial(self._arrow, name) for name in [*TABLES, "manifest"]}
+
+    def _arrow(self, name: str) -> pa.Table:
+        return self.table(name).arrow
+
+    def select_layers(self, where: str | None = None) -> Table:
+        """Return the rows of ``layer_view`` that satisfy a condition.
+
+        Parameters
+        ----------
+        where
+            SQL condition over the view's columns, "task = 'ocr' and sparsity > 0.5"; None is all.
+
+        Returns
+        -------
+        Table
+            In plan order.
+
+        Raises
+        ------
+        UnknownNameError
+            A column that does not exist.
+        UsageError
+            Not a condition.
+        """
+        condition = f" WHERE (\n{where}\n)" if where is not None else ""
+        found = self.sql(f"SELECT * FROM {LAYER_VIEW}{condition}").arrow
+        ranks = {uid: rank for rank, uid in enumerate(self.layers["layer_uid"].to_pylist())}
+        order = np.argsort([ranks[uid] for uid in found.column("layer_uid").to_pylist()])
+        return Table(found.take(order), name=LAYER_VIEW)
+
+    def filters(self, kernel: str, *, where: str | None = None, dtype: Any = None) -> Filters:
+        """Return the filters of one kernel.
+
+        Parameters
+        ----------
+        kernel
+            "3x3", "7x7", "1x5", "3" or "3x3x3".
+        where
+            SQL condition over ``layer_view``, "task = 'ocr'"; None is all.
+        dtype
+            Element type values are converted to; None leaves them as stored.
+
+        Returns
+        -------
+        Filters
+            Iterate for :class:`Block`, one a layer, in plan order. Filters shared by several uses
+            come once, with the row of the layer whose they are.
+
+        Raises
+        ------
+        UnknownNameError
+            The store holds no filters of this kernel; those it holds are named with their counts.
+        UsageError
+            1x1 kernels have no shape and are not stored.
+        """
+        known = self.kernels()
+        if kernel not in known:
+            self._refuse_kernel(kernel, known)
+        chosen = None
+        if where is not None:
+            chosen = set(self.select_layers(where)["layer_uid"].to_pylist())
+        rows = [
+            row for row in self._layer_rows(kernel) if chosen is None or row["layer_uid"] in chosen
+        ]
+        wanted = None if dtype is None else np.dtype(dtype)
+        return Filters(self.path, self._manifest, kernel=kernel, rows=rows, dtype=wanted)
+
+    def kernels(self) -> dict[str, int]:
+        """Return the kernels whose filters are stored, and how many there are of each.
+
+        Returns
+        -------
+        dict
+            Kernel to filters, most first.
+        """
+        table = self.layers.select(["kernel", "n_filters", "shard", "shared_with"])
+        counts: Counter[str] = Counter()
+        for row in table.to_pylist():
+            if row["shard"] is not None and row["shared_with"] is None:
+                counts[row["kernel"]] += row["n_filters"]
+        return dict(counts.most_common())
+
+    def _refuse_kernel(self, kernel: str, known: dict[str, int]) -> None:
+        listed = ", ".join(f"{k} ({n:,})" for k, n in known.items()) or "none"
+        parts = kernel.split("x")
+        if all(p == "1" for p in parts):
+            raise UsageError(
+                f"{kernel} kernels have no shape, so their filters are not stored; their layers "
+                "are rows of store.layers, with their statistics in store.layer_states",
+                tip=f"kernels stored: {listed}",
+            )
+        error = UnknownNameError("kernel", kernel, known, where=str(self.path))
+        error.tip = f"kernels stored: {listed}"
+        raise error
+
+    @cached_property
+    def _model_rows(self) -> dict[ModelId, dict[str, Any]]:
+        names = {
+            source.removeprefix("models."): name
+            for name, source in view_columns().items()
+            if source.startswith("models.")
+        }
+        return {
+            row["model_id"]: {names[c]: v for c, v in row.items() if c in names}
+            for row in self.models.to_pylist()
+        }
+
+    def _layer_rows(self, kernel: str) -> list[dict[str, Any]]:
+        import pyarrow.compute as pc
+
+        layers = self.layers.arrow
+        mask = pc.and_(
+            pc.equal(layers.column("kernel"), kernel),
+            pc.and_(pc.is_valid(layers.column("shard")), pc.is_null(layers.column("shared_with"))),
+        )
+        rows = layers.filter(mask).to_pylist()
+        return [{**row, **self._model_rows[row["model_id"]]} for row in rows]
+
+    def layer(self, model_id: str, name: str) -> Layer:
+        """Return one layer.
+
+        Parameters
+        ----------
+        model_id
+            The model.
+        name
+            The layer's name, or its tensor's as in ``layer_uid``.
+
+        Returns
+        -------
+        Layer
+            Its row, states and filters.
+
+        Raises
+        ------
+        UnknownNameError
+            No such model, or no such layer in it; the nearest are named.
+        """
+        import pyarrow.compute as pc
+
+        models = self.models["model_id"].to_pylist()
+        if model_id not in models:
+            raise UnknownNameError("model", model_id, models, where=str(self.path))
+        layers = self.layers.arrow
+        rows = layers.filter(pc.equal(layers.column("model_id"), model_id)).to_pylist()
+        for row in rows:
+            if name in (row["name"], row["layer_uid"], row["layer_uid"][len(model_id) + 1 :]):
+                return Layer(self, {**row, **self._model_rows[model_id]})
+        raise UnknownNameError("layer", name, [r["name"] for r in rows], where=model_id)
+
+    def rows_of(self, layer: dict[str, Any]) -> AnyArray:
+        """Return the filters of a stored layer.
+
+        Parameters
+        ----------
+        layer
+            A row of `layers`.
+
+        Returns
+        -------
+        ndarray
+            (n_filters, k²), read-only view.
+        """
+        return ShardReader(self.path, self._manifest).rows(range_of(layer))
+
+    def __repr__(self) -> str:
+        layers = self.layers.select(["kernel", "shard", "n_filters"]).to_pylist()
+        n_filters = sum(self.models["n_filters"].to_pylist())
+        unstored = Counter(r["kernel"] for r in layers if r["shard"] is None)
+        kernels = [f"{_times(k)} {n:,}" for k, n in list(self.kernels().items())[:6]]
+        kernels += [f"{_times(k)} ({n:,} layers)" for k, n in unstored.most_common(2)]
+        tasks = Counter(self.models["task"].to_pylist()).most_common()
+        more = f", … {len(tasks)}" if len(tasks) > 3 else ""
+        return (
+            f"<filterdb.Store {self.path}  format {FORMAT_VERSION} · "
+            f"{self.models.num_rows:,} models · {len(layers):,} layers · {n_filters:,} filters · "
+            f"{self.n_bytes / 1e6:,.0f} MB · generation {self.generation}>\n"
+            f"  kernels  {' · '.join(kernels) or 'none'}      "
+            f"tasks  {', '.join(f'{t} {n}' for t, n in tasks[:3])}{more}"
+        )
+
+
+class Tables:
+    """The tables of a store by name: ``store.tables["layers"]``.
+
+    Parameters
+    ----------
+    store
+        The store.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def __getitem__(self, name: str) -> Table:
+        return self._store.table(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names()
+
+    def __iter__(self) -> Any:
+        return iter(self.names())
+
+    def __len__(self) -> int:
+        return len(self.names())
+
+    def names(self) -> list[str]:
+        """Return the tables this store has.
+
+        Returns
+        -------
+        list of str
+            In the order of schema.py, the manifest last.
+        """
+        return [*(n for n in TABLES if n in self._store._manifest.tables), "manifest"]
+
+
+class Layer:
+    """One layer of a store.
+
+    Parameters
+    ----------
+    store
+        The store.
+    row
+        Its row of `layers` with the columns of its model.
+    """
+
+    def __init__(self, store: Store, row: dict[str, Any]) -> None:
+        self._store = store
+        self.row = row
+
+    @property
+    def values(self) -> AnyArray:
+        """Its filters, (n_filters, k²), a read-only view of the file.
+
+        Raises
+        ------
+        UsageError
+            1x1 kernels are not stored.
+        """
+        if self.row["shard"] is None:
+            kernel = tuple(int(k) for k in self.row["kernel"].split("x"))
+            reason = "it holds no filter" if is_stored(kernel) else "1x1 kernels have no shape"
+            raise UsageError(f"the filters of {self.row['layer_uid']} are not stored: {reason}")
+        return self._store.rows_of(self.row)
+
+    @property
+    def block(self) -> Block:
+        """The same as :meth:`Store.filters` yields it."""
+        return Block(self.values, dict(self.row))
+
+    @property
+    def states(self) -> list[dict[str, Any]]:
+        """Its rows of `layer_states`."""
+        import pyarrow.compute as pc
+
+        table = self._store.layer_states.arrow
+        rows: list[dict[str, Any]] = table.filter(
+            pc.equal(table.column("layer_uid"), self.row["layer_uid"])
+        ).to_pylist()
+        return rows
+
+    def __repr__(self) -> str:
+        row = self.row
+        inputs = row["in_channels"] // row["groups"]
+        shape = _times("x".join([str(row["out_channels"]), str(inputs), row["kernel"]]))
+        raw = next((s for s in self.states if s["weights"] == "raw"), None)
+        sparse = ""
+        if raw and raw["n"] and raw["n_sparse_01"] is not None:
+            share = 100 * raw["n_sparse_01"] / raw["n"]
+            sparse = f"; {share:.3g} % nearly zero (|w| < 1 % of the layer's largest)"
+        return (
+            f"<filterdb.Layer {row['name']} of {row['model_id']}: {row['op']} {shape}, "
+            f"{row['role']}, {row['n_filters']:,} filters{sparse}>"
+        )
+
+
+def _times(kernel: str) -> str:
+    return kernel.replace("x", "×")

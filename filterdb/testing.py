@@ -1,0 +1,542 @@
+"""For tests, ours and yours: tiny catalogues, random layers, a store in a temporary folder.
+
+Everything is made from an explicit seed and goes through the real writer, so a store made here is
+a store like any other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from filterdb.catalog.model import Entry
+from filterdb.stats.state import layer_state
+from filterdb.store.collect import collect_tables
+from filterdb.store.reader import Store, open_store
+from filterdb.store.shards import assemble_shard
+from filterdb.store.staging import StagedLayer, StagedModel, stage_model
+from filterdb.store.writer import commit, create, locked, next_plan, pending
+from filterdb.types import AnyArray, ModelId, Role, Shape, kernel_label
+
+if TYPE_CHECKING:
+    from hypothesis.strategies import SearchStrategy
+
+TASKS = ("classification", "segmentation", "ocr", "super_resolution")
+VISUAL_CATEGORIES = ("natural", "documents", "medical")
+#: Small enough that a handful of models fill several shards.
+TEST_SHARD_BYTES = 2_000_000
+TEST_MODEL_BYTES = 900_000
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """Shape of a random layer.
+
+    Parameters
+    ----------
+    name
+        Module name.
+    out_channels, in_channels, groups, kernel, stride
+        As of a convolution.
+    role
+        Of the closed set.
+    op
+        conv or conv_transpose.
+    folded
+        Also make a state with BatchNorm folded in.
+    shares
+        Name of the layer whose weights this one uses again.
+    """
+
+    name: str
+    out_channels: int
+    in_channels: int
+    kernel: Shape
+    role: Role
+    groups: int = 1
+    stride: int = 1
+    op: str = "conv"
+    folded: bool = True
+    shares: str | None = None
+
+
+#: Every case the format knows, in a network of eight convolutions.
+LAYER_SPECS = (
+    LayerSpec("stem", 8, 3, (7, 7), "stem", stride=2),
+    LayerSpec("block1.conv1", 16, 8, (3, 3), "spatial"),
+    LayerSpec("block1.depthwise", 16, 16, (3, 3), "depthwise", groups=16),
+    LayerSpec("block1.pointwise", 16, 16, (1, 1), "pointwise"),
+    LayerSpec("block2.conv1", 24, 16, (3, 3), "downsample", stride=2),
+    LayerSpec("block2.conv2", 24, 16, (3, 3), "spatial", shares="block2.conv1"),
+    LayerSpec("wide", 6, 24, (5, 5), "spatial", folded=False),
+    LayerSpec("up", 8, 6, (3, 3), "head", op="conv_transpose", folded=False),
+)
+
+
+def make_entries(
+    n_models: int, *, seed: int = 0, tasks: Sequence[str] = TASKS
+) -> tuple[Entry, ...]:
+    """Make catalogue entries of models that exist nowhere.
+
+    Parameters
+    ----------
+    n_models
+        How many.
+    seed
+        Of the stated sizes.
+    tasks
+        Labels, used in turn.
+
+    Returns
+    -------
+    tuple of Entry
+        Ids "model-000", "model-001", …
+    """
+    rng = np.random.default_rng(seed)
+    return tuple(
+        Entry(
+            id=f"model-{i:03d}",
+            uri=f"file:models/model-{i:03d}.npz",
+            catalogue="testing",
+            format="npz",
+            bytes=int(rng.integers(TEST_MODEL_BYTES // 2, TEST_MODEL_BYTES)),
+            name=f"Model {i}",
+            architecture=("resnet", "unet", "vgg")[i % 3],
+            family=("resnet", "unet", "vgg")[i % 3],
+            task=tasks[i % len(tasks)],
+            visual_category=VISUAL_CATEGORIES[i % len(VISUAL_CATEGORIES)],
+            training_dataset=("imagenet",) if i % 2 else ("coco", "imagenet"),
+            licence_package="Apache-2.0",
+            label_source="made by filterdb.testing",
+        )
+        for i in range(n_models)
+    )
+
+
+def random_weights(
+    rng: np.random.Generator, shape: Shape, *, dtype: str = "float32", smoothness: float = 0.0
+) -> AnyArray:
+    """Make weights of a convolution.
+
+    Parameters
+    ----------
+    rng
+        Source of randomness.
+    shape
+        (out_channels, in_channels / groups, *kernel).
+    dtype
+        float16, float32 or float64.
+    smoothness
+        0 for independent coefficients; towards 1 a kernel's coefficients become alike.
+
+    Returns
+    -------
+    ndarray
+        Gaussian, scaled by fan-in; about one filter in ten nearly zero, as trained networks have.
+    """
+    weights = rng.standard_normal(shape)
+    axes = tuple(range(2, len(shape)))
+    common = weights.mean(axis=axes, keepdims=True) * np.sqrt(np.prod(shape[2:]))
+    weights = (1 - smoothness) * weights + smoothness * common
+    weak = rng.random(shape[:2]) < 0.1
+    weights[weak] *= 1e-4
+    fan_in = float(np.prod(shape[1:]))
+    return np.ascontiguousarray((weights * np.sqrt(2 / fan_in)).astype(dtype))
+
+
+def random_layers(
+    model_id: ModelId,
+    rng: np.random.Generator,
+    *,
+    specs: Sequence[LayerSpec] = LAYER_SPECS,
+    dtype: str = "float32",
+    smoothness: float = 0.0,
+) -> list[StagedLayer]:
+    """Make layers ready to be staged.
+
+    Parameters
+    ----------
+    model_id
+        The model they belong to.
+    rng
+        Source of randomness.
+    specs
+        Their shapes.
+    dtype
+        Stored element type.
+    smoothness
+        See :func:`random_weights`.
+
+    Returns
+    -------
+    list of StagedLayer
+        With raw and, where the spec says so, folded states.
+    """
+    made: dict[str, AnyArray] = {}
+    layers = []
+    for index, spec in enumerate(specs):
+        if spec.shares is not None:
+            weights = made[spec.shares]
+        else:
+            shape = (spec.out_channels, spec.in_channels // spec.groups, *spec.kernel)
+            weights = random_weights(rng, shape, dtype=dtype, smoothness=smoothness)
+        made[spec.name] = weights
+        scale = rng.uniform(0.5, 2.0, spec.out_channels) if spec.folded else None
+        row = _layer_row(model_id, index, spec, n_layers=len(specs))
+        states = _state_rows(str(row["layer_uid"]), spec, weights, scale)
+        layers.append(StagedLayer(row=row, weights=weights, states=states))
+    return layers
+
+
+def _layer_row(
+    model_id: ModelId, index: int, spec: LayerSpec, *, n_layers: int
+) -> dict[str, object]:
+    rank = len(spec.kernel)
+    depth = (None,) * (3 - rank) + spec.kernel
+    norm = index / max(1, n_layers - 1)
+    shared = None if spec.shares is None else f"{model_id}/{spec.shares}.weight"
+    return {
+        "layer_uid": f"{model_id}/{spec.name}.weight",
+        "model_id": model_id,
+        "layer_index": index,
+        "name": spec.name,
+        "op": spec.op,
+        "rank": rank,
+        "kernel": kernel_label(spec.kernel),
+        "kd": depth[0],
+        "kh": depth[1],
+        "kw": depth[2],
+        "in_channels": spec.in_channels,
+        "out_channels": spec.out_channels,
+        "groups": spec.groups,
+        "stride": [spec.stride] * rank,
+        "dilation": [1] * rank,
+        "padding": [k // 2 for k in spec.kernel],
+        "role": spec.role,
+        "conv_depth": index,
+        "conv_depth_norm": norm,
+        "depth_decile": min(9, int(10 * norm)),
+        "depth_source": "registration",
+        "bn": "separate" if spec.folded else "none",
+        "n_filters": spec.out_channels * (spec.in_channels // spec.groups),
+        "source_dtype": "float32",
+        "quantised": False,
+        "shared_with": shared,
+    }
+
+
+def _state_rows(
+    uid: str, spec: LayerSpec, weights: AnyArray, scale: AnyArray | None
+) -> list[dict[str, object]]:
+    stride = [spec.stride] * len(spec.kernel)
+    variants = {"raw": weights}
+    if scale is not None:
+        variants["folded"] = weights * scale.reshape(-1, *[1] * (weights.ndim - 1))
+    return [
+        {
+            "layer_uid": uid,
+            "weights": name,
+            **layer_state(values, spec.groups, stride=stride).to_record(),
+        }
+        for name, values in variants.items()
+    ]
+
+
+def model_row(entry: Entry, layers: Sequence[StagedLayer], *, n_skipped: int = 0) -> dict[str, Any]:
+    """Make the row of `models` for a model whose layers are given.
+
+    Parameters
+    ----------
+    entry
+        Its catalogue entry.
+    layers
+        Its layers.
+    n_skipped
+        Rows it has in `skipped`.
+
+    Returns
+    -------
+    dict
+        All columns.
+    """
+    own = [layer for layer in layers if layer.row["shared_with"] is None]
+    return {
+        "model_id": entry.id,
+        "catalogue": entry.catalogue,
+        "uri": entry.uri,
+        "format": entry.format,
+        "archive_sha256": entry.archive_sha256,
+        "member_sha256": hashlib.sha256(entry.id.encode()).hexdigest(),
+        "bytes": entry.bytes or 0,
+        "name": entry.name,
+        "architecture": entry.architecture,
+        "family": entry.family,
+        "task": entry.task,
+        "visual_category": entry.visual_category,
+        "training_dataset": list(entry.training_dataset),
+        "pretraining_dataset": list(entry.pretraining_dataset),
+        "licence_package": entry.licence_package,
+        "licence_weights": entry.licence_weights,
+        "paper": entry.paper,
+        "note": entry.note,
+        "label_source": entry.label_source,
+        "init_of": None,
+        "seed": None,
+        "n_parameters": sum(int(layer.weights.size) for layer in own),
+        "n_conv_layers": len(layers),
+        "n_filters": sum(_n_filters(layer) for layer in own),
+        "n_filters_3x3": sum(_n_filters(x) for x in own if x.row["kernel"] == "3x3"),
+        "n_skipped": n_skipped,
+        "status": "ok" if layers else "no_convolutions",
+    }
+
+
+def _n_filters(layer: StagedLayer) -> int:
+    return int(layer.weights.shape[0] * layer.weights.shape[1])
+
+
+def failed_model(entry: Entry, *, retryable: bool = False) -> StagedModel:
+    """Make the stage of a model that could not be read.
+
+    Parameters
+    ----------
+    entry
+        Its catalogue entry.
+    retryable
+        Whether the next run tries again by itself.
+
+    Returns
+    -------
+    StagedModel
+        A failure.
+    """
+    return StagedModel(
+        failure={
+            "model_id": entry.id,
+            "uri": entry.uri,
+            "stage": "fetch" if retryable else "parse",
+            "error": "FetchError" if retryable else "MalformedFileError",
+            "message": "made by filterdb.testing",
+            "retryable": retryable,
+            "attempts": 1,
+        },
+        key=entry.id,
+    )
+
+
+def make_model(
+    entry: Entry, *, seed: int = 0, specs: Sequence[LayerSpec] = LAYER_SPECS
+) -> StagedModel:
+    """Make a model ready to be staged.
+
+    Parameters
+    ----------
+    entry
+        Its catalogue entry. Its task sets how smooth its filters are, so that tasks differ.
+    seed
+        With the entry's id, decides the weights.
+    specs
+        Its layers.
+
+    Returns
+    -------
+    StagedModel
+        Every third model is float16, every seventh float64. The second model's stem is the
+        first's, a duplicate.
+    """
+    number = int(hashlib.sha256(entry.id.encode()).hexdigest()[:8], 16)
+    digits = "".join(c for c in entry.id if c.isdigit())
+    index = int(digits) if digits else number
+    dtype = "float64" if index % 7 == 6 else "float16" if index % 3 == 2 else "float32"
+    smoothness = 0.15 * (TASKS.index(entry.task) if entry.task in TASKS else 0)
+    rng = np.random.default_rng([seed, number])
+    layers = random_layers(entry.id, rng, specs=specs, dtype=dtype, smoothness=smoothness)
+    if index in (0, 1) and layers:
+        layers[0] = random_layers(entry.id, np.random.default_rng(seed), specs=specs[:1])[0]
+    skipped = [
+        {
+            "model_id": entry.id,
+            "tensor": "fc.weight",
+            "shape": [10, 24],
+            "dtype": "float32",
+            "reason": "fully_connected",
+            "detail": "two axes",
+        }
+    ]
+    return StagedModel(
+        model=model_row(entry, layers, n_skipped=1), layers=layers, skipped=skipped, key=entry.id
+    )
+
+
+def extract_entries(
+    path: str | os.PathLike[str],
+    entries: Sequence[Entry],
+    *,
+    seed: int = 0,
+    fail: Sequence[ModelId] = (),
+    retry: bool = False,
+    shard_bytes: int = TEST_SHARD_BYTES,
+) -> Store:
+    """Do what an extraction does, with models made by :func:`make_model`.
+
+    Parameters
+    ----------
+    path
+        The store's folder; made, or appended to.
+    entries
+        Catalogue entries.
+    seed
+        Of the weights.
+    fail
+        Ids of models that fail.
+    retry
+        Try again what failed before.
+    shard_bytes
+        Size of a new store's shards.
+
+    Returns
+    -------
+    Store
+        Opened.
+    """
+    with locked(path) as folder:
+        create(folder, shard_bytes=shard_bytes)
+        plan = next_plan(folder, entries, retry=retry)
+        todo = pending(folder, plan, [e.id for e in entries], retry=retry)
+        by_id = {e.id: e for e in entries}
+        for model_id in todo:
+            entry = by_id[model_id]
+            failed = model_id in fail
+            stage_model(
+                folder, model_id, failed_model(entry) if failed else make_model(entry, seed=seed)
+            )
+        waiting = set(todo)
+        shards = []
+        for number in range(len(plan.shards)):
+            members = [m for m in plan.members(number) if m in waiting]
+            shards.append(assemble_shard(folder, number, members) if members else None)
+        commit(
+            folder,
+            tables=collect_tables(folder, plan),
+            shards=[s for s in shards if s is not None],
+            plan=plan,
+        )
+    return open_store(path)
+
+
+def make_store(
+    tmp_path: str | os.PathLike[str],
+    *,
+    n_models: int = 3,
+    seed: int = 0,
+    n_failures: int = 0,
+    name: str = "store",
+) -> Store:
+    """Make a small valid store through the real writer.
+
+    Parameters
+    ----------
+    tmp_path
+        Folder to make it in.
+    n_models
+        Models in its catalogue, the failing ones among them.
+    seed
+        Of everything random in it.
+    n_failures
+        How many of the models, the last ones, fail.
+    name
+        Name of the store's folder.
+
+    Returns
+    -------
+    Store
+        Opened; nothing is analysed in it yet.
+    """
+    entries = make_entries(n_models, seed=seed)
+    fail = [e.id for e in entries[n_models - n_failures :]]
+    return extract_entries(Path(tmp_path) / name, entries, seed=seed, fail=fail)
+
+
+@contextlib.contextmanager
+def temporary_store(*, n_models: int = 3, seed: int = 0, n_failures: int = 0) -> Iterator[Store]:
+    """Make a store in a temporary folder that goes away again.
+
+    Parameters
+    ----------
+    n_models, seed, n_failures
+        See :func:`make_store`.
+
+    Yields
+    ------
+    Store
+        Opened.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        yield make_store(folder, n_models=n_models, seed=seed, n_failures=n_failures)
+
+
+# ------------------------------------------------------------------ Hypothesis
+
+
+def entry_lists(*, max_size: int = 20, prefix: str = "m") -> SearchStrategy[tuple[Entry, ...]]:
+    """Return a Hypothesis strategy for catalogues.
+
+    Parameters
+    ----------
+    max_size
+        Most entries.
+    prefix
+        Ids begin with it.
+
+    Returns
+    -------
+    SearchStrategy
+        Tuples of entries with unique ids, sizes from 0 to beyond a shard, some unknown.
+    """
+    from hypothesis import strategies as st
+
+    sizes = st.one_of(st.none(), st.integers(0, 3 * TEST_SHARD_BYTES))
+    ids = st.lists(st.integers(0, 10_000), unique=True, max_size=max_size)
+
+    @st.composite
+    def draw_entries(draw: Any) -> tuple[Entry, ...]:
+        return tuple(
+            Entry(id=f"{prefix}{i}", uri=f"file:{i}.npz", bytes=draw(sizes)) for i in draw(ids)
+        )
+
+    return draw_entries()
+
+
+def convolution_weights(*, max_channels: int = 6) -> SearchStrategy[AnyArray]:
+    """Return a Hypothesis strategy for canonical weights.
+
+    Parameters
+    ----------
+    max_channels
+        Most channels on either side.
+
+    Returns
+    -------
+    SearchStrategy
+        (out_channels, in_channels / groups, *kernel), rank 1 to 3, every stored dtype.
+    """
+    from hypothesis import strategies as st
+
+    @st.composite
+    def draw_weights(draw: Any) -> AnyArray:
+        rank = draw(st.integers(1, 3))
+        kernel = tuple(draw(st.integers(1, 4)) for _ in range(rank))
+        channels = (draw(st.integers(1, max_channels)), draw(st.integers(1, max_channels)))
+        dtype = draw(st.sampled_from(["float16", "float32", "float64"]))
+        rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+        return random_weights(rng, (*channels, *kernel), dtype=dtype)
+
+    return draw_weights()
