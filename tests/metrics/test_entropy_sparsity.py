@@ -1,4 +1,4 @@
-"""Sparsity, variance entropy and the published threshold, against plain forms and published numbers."""
+"""Sparsity, variance entropy, the published threshold: against plain forms and published values."""
 
 from __future__ import annotations
 
