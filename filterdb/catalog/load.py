@@ -7,9 +7,8 @@ import hashlib
 import io
 import re
 import tomllib
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import filterdb
 from filterdb.catalog.model import Catalogue
@@ -22,6 +21,9 @@ from filterdb.catalog.validate import (
 )
 from filterdb.catalog.vocabulary import Vocabulary, load_vocabulary
 from filterdb.errors import CatalogError, UnknownNameError, nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _HEAD_KEYS = ("name", "title", "description", "licence")
 _MODEL_LINE = re.compile(r"[ \t]*\[\[[ \t]*model[ \t]*\]\][ \t]*(#.*)?")
@@ -147,6 +149,7 @@ def _read_toml(text: str, *, path: Path, sha256: str, vocabulary: Vocabulary) ->
         entries=_not_empty(entries, path),
         path=str(path),
         sha256=sha256,
+        licence=head.get("licence", ""),
     )
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from filterdb.types import ModelId
+if TYPE_CHECKING:
+    from filterdb.types import ModelId
 
 LayoutName = Literal["auto", "OIHW", "HWIO", "OHWI"]
 
@@ -80,6 +81,8 @@ class Catalogue:
         Slug of the catalogue.
     title, description
         For people.
+    licence
+        What is to be said of the models' licences, or of the list's.
     entries
         In file order; ids unique.
     path
@@ -94,3 +97,4 @@ class Catalogue:
     entries: tuple[Entry, ...]
     path: str
     sha256: str
+    licence: str = ""

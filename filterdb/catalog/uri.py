@@ -21,10 +21,11 @@ OWN_SCHEMES = ("pypi", "npm", "hf", "timm", "init", "file")
 _WEB_SCHEMES = ("http", "https")
 _COMMON_REMOTE = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "ftp", "sftp", "memory")
 #: fsspec protocols that wrap others, run code or name this machine by another word: not sources.
-_REFUSED = frozenset(
-    "blockcache cached dask dir filecache generic git jlab jupyter libarchive local reference "
-    "simplecache tar zip asynclocal asyncwrapper data dirfs".split()
-)
+_REFUSED = {
+    *("asynclocal", "asyncwrapper", "blockcache", "cached", "dask", "data", "dir", "dirfs"),
+    *("filecache", "generic", "git", "jlab", "jupyter", "libarchive", "local", "reference"),
+    *("simplecache", "tar", "zip"),
+}
 _QUERY_KEYS = {"pypi": ("sha256", "file"), "init": ("seed",)}
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(.*)", re.DOTALL)
@@ -280,9 +281,7 @@ def _decode(part: str, *, text: str) -> str:
 def _parse_query(tail: str, *, scheme: str, text: str) -> tuple[tuple[str, str], ...]:
     known = _QUERY_KEYS.get(scheme, ())
     if not known:
-        raise UsageError(
-            f"{text!r} holds a bare '?'", tip="write %3F for the character in a path"
-        )
+        raise UsageError(f"{text!r} holds a bare '?'", tip="write %3F for the character in a path")
     pairs = []
     for item in tail.split("&"):
         key, equals, value = item.partition("=")

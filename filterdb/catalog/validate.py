@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from filterdb.catalog.model import Entry, LayoutName
 from filterdb.catalog.uri import check_member, parse_uri
 from filterdb.catalog.vocabulary import COLUMNS, Vocabulary, explain_unknown
 from filterdb.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
 
 #: Formats with a built-in reader; an entry point of group ``filterdb.formats`` adds more.
 FORMATS = ("auto", "torch", "safetensors", "onnx", "tflite", "keras_h5", "npz", "ncnn", "tfjs")
@@ -115,9 +117,7 @@ def _freeze(table: Mapping[str, Any], *, catalogue: str, base: str) -> Entry:
     return Entry(**values, catalogue=catalogue, base=base)
 
 
-def _problems(
-    number: int, table: Mapping[str, Any], vocabulary: Vocabulary
-) -> Iterator[Problem]:
+def _problems(number: int, table: Mapping[str, Any], vocabulary: Vocabulary) -> Iterator[Problem]:
     identifier = table.get("id") if isinstance(table.get("id"), str) else None
 
     def problem(key: str | None, message: str) -> Problem:

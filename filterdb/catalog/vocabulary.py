@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import tomllib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from filterdb.errors import CatalogError, nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 #: Columns whose words come from the vocabulary.
 COLUMNS = ("task", "visual_category")

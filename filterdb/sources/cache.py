@@ -1,0 +1,618 @@
+"""A cache of files addressed by their content: filled atomically, shared by processes, bounded.
+
+::
+
+    objects/ab/<sha256>   the files, read-only; their access time is the mark of last use
+    index/ab/<sha256 of the key>.json   key → sha256, bytes, name, resolved URI
+    locks/  tmp/  pins/   of running processes; a killed one's are swept by the next
+
+A file is written under ``tmp/``, hashed on the way, synced, then renamed; its index entry comes
+after it. So an object that is there is whole. The size of an object is checked at every look-up
+and its hash the first time a process uses it: a damaged object is dropped and fetched again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import threading
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from filterdb.errors import HashMismatchError, PipelineError, UsageError
+from filterdb.sources.locks import hold, locked
+from filterdb.sources.pins import Pins
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+#: Bytes kept at most unless told otherwise.
+DEFAULT_LIMIT = 32 * 1024**3
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A file on this machine that is known by its hash.
+
+    Parameters
+    ----------
+    path
+        Where it lies.
+    sha256, bytes
+        Of its content.
+    name
+        The file's own name.
+    uri
+        Where it came from, as far as could be resolved.
+    """
+
+    path: Path
+    sha256: str
+    bytes: int
+    name: str
+    uri: str = ""
+
+
+@dataclass(frozen=True)
+class Filled:
+    """What whoever filled a sink knows about the file.
+
+    Parameters
+    ----------
+    name
+        The file's own name.
+    uri
+        Resolved source URI.
+    """
+
+    name: str
+    uri: str = ""
+
+
+@dataclass(frozen=True)
+class CacheInfo:
+    """What a cache holds.
+
+    Parameters
+    ----------
+    path
+        Its folder.
+    limit
+        Bytes kept at most, None for no bound.
+    n_objects, bytes
+        Files and their size together.
+    n_entries
+        Names by which they are known.
+    n_in_use
+        Files a running process holds.
+    """
+
+    path: Path
+    limit: int | None
+    n_objects: int
+    bytes: int
+    n_entries: int
+    n_in_use: int
+
+
+@dataclass(frozen=True)
+class Cleared:
+    """What clearing a cache did.
+
+    Parameters
+    ----------
+    n_removed, bytes_removed
+        Files that went, and the room they took.
+    n_kept
+        Files a running process holds.
+    """
+
+    n_removed: int
+    bytes_removed: int
+    n_kept: int
+
+
+class Sink:
+    """A file being filled, hashed on the way.
+
+    Parameters
+    ----------
+    file
+        Opened for writing bytes.
+    """
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._hash = hashlib.sha256()
+        self.bytes = 0
+
+    def write(self, block: bytes) -> None:
+        """Append bytes.
+
+        Parameters
+        ----------
+        block
+            Any number of them.
+
+        Raises
+        ------
+        PipelineError
+            Where the disk does not take them.
+        """
+        with disk_errors(Path(self._file.name)):
+            self._file.write(block)
+        self._hash.update(block)
+        self.bytes += len(block)
+
+    def reserve(self, size: int) -> None:
+        """Refuse at once what the disk has no room for.
+
+        Parameters
+        ----------
+        size
+            Bytes about to come.
+
+        Raises
+        ------
+        PipelineError
+            Naming what is free and what is needed.
+        """
+        folder = Path(self._file.name).parent
+        free = shutil.disk_usage(folder).free
+        if size - self.bytes > free:
+            raise PipelineError(
+                f"the cache at {folder.parent} needs {size:,} bytes for one file, "
+                f"{free:,} are free",
+                tip="free some room or set FILTERDB_CACHE to another folder",
+            )
+
+    def restart(self) -> None:
+        """Drop what was written, for a source that cannot go on where it broke off."""
+        with disk_errors(Path(self._file.name)):
+            self._file.seek(0)
+            self._file.truncate()
+        self._hash = hashlib.sha256()
+        self.bytes = 0
+
+    @property
+    def sha256(self) -> str:
+        """Hash of what was written so far."""
+        return self._hash.hexdigest()
+
+    def verify(self, expected: str | None, *, what: str) -> None:
+        """Make sure that the right bytes came.
+
+        Parameters
+        ----------
+        expected
+            Hash they should have; None checks nothing.
+        what
+            Their source, for the message.
+
+        Raises
+        ------
+        HashMismatchError
+            Where the hash is another.
+        """
+        if expected is not None and self.sha256 != expected:
+            raise HashMismatchError(
+                f"{what}: sha256 of the {self.bytes:,} bytes is not the expected one: "
+                f"expected {expected}, got {self.sha256}",
+                tip="the file changed at its source, or the catalogue names another one",
+            )
+
+
+class Cache:
+    """A folder of files addressed by content.
+
+    Parameters
+    ----------
+    root
+        The folder; ``$FILTERDB_CACHE``, else ``filterdb`` in the user's cache folder.
+    limit
+        Bytes kept at most; the files used longest ago go first, files in use never. None for no
+        bound; ``$FILTERDB_CACHE_LIMIT`` (bytes), else 32 GiB by default.
+
+    Notes
+    -----
+    Pickles as its two parameters; marks of use belong to the process. What :meth:`get` and
+    :meth:`find` return is marked as in use until :meth:`release`, or the end of the process.
+    """
+
+    def __init__(
+        self, root: str | Path | None = None, *, limit: int | Literal["default"] | None = "default"
+    ) -> None:
+        self.root = (default_root() if root is None else Path(root).expanduser()).absolute()
+        self.limit = _default_limit() if limit == "default" else limit
+        self._verified: dict[str, tuple[int, int, int]] = {}
+        self._mutex = threading.Lock()
+        self._swept = False
+        self._pins = Pins(self.root / "pins", guard=self._guard)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuild, (str(self.root), self.limit))
+
+    def __repr__(self) -> str:
+        return f"Cache({str(self.root)!r}, limit={self.limit})"
+
+    def find(self, key: str, *, sha256: str | None = None) -> Stored | None:
+        """Look a file up.
+
+        Parameters
+        ----------
+        key
+            The name it was put under.
+        sha256
+            Its hash, if known: then it is found whatever name it came under.
+
+        Returns
+        -------
+        Stored or None
+            None where it is not there, or not whole, or of another hash.
+        """
+        entry = self._entry(key)
+        if entry is None or (sha256 is not None and entry["sha256"] != sha256):
+            if sha256 is None:
+                return None
+            entry = {"sha256": sha256, "bytes": None, "name": "", "uri": ""}
+        digest = entry["sha256"]
+        path = self._object(digest)
+        if not path.exists():
+            return None
+        with disk_errors(self.root):
+            self._pins.add(digest)
+        try:
+            sound = self._is_sound(path, digest, entry["bytes"])
+        except FileNotFoundError:
+            sound = False
+        if not sound:
+            self._pins.remove(digest)
+            return None
+        return Stored(path, digest, path.stat().st_size, entry["name"], entry["uri"])
+
+    def get(
+        self,
+        key: str,
+        fill: Callable[[Sink], Filled],
+        *,
+        sha256: str | None = None,
+    ) -> Stored:
+        """Look a file up, or have it filled in.
+
+        Parameters
+        ----------
+        key
+            The name to find it under again.
+        fill
+            Writes the content; called at most once, by one process and thread at a time for a
+            key: others wait and take what the first one brought.
+        sha256
+            The hash it must have, if known.
+
+        Returns
+        -------
+        Stored
+            Marked as in use.
+
+        Raises
+        ------
+        HashMismatchError
+            Where other bytes came.
+        PipelineError
+            Where the cache cannot be written.
+        """
+        found = self.find(key, sha256=sha256)
+        if found is not None:
+            return found
+        self._prepare()
+        with self._key_lock(key):
+            # Somebody else may have brought it while we waited.
+            found = self.find(key, sha256=sha256)
+            if found is None:
+                found = self._fill(key, fill, sha256)
+        self._evict()
+        return found
+
+    def release(self, *digests: str) -> None:
+        """Say that files are no longer in use.
+
+        Parameters
+        ----------
+        *digests
+            Their hashes; one that is in use twice stays in use once.
+        """
+        for digest in digests:
+            self._pins.remove(digest)
+
+    def info(self) -> CacheInfo:
+        """Count what is there.
+
+        Returns
+        -------
+        CacheInfo
+            All zero for a cache that does not exist yet.
+        """
+        objects = list(self._objects())
+        in_use: set[str] = set()
+        if objects:
+            with disk_errors(self.root), locked(self._guard):
+                in_use = self._pins.all()
+        return CacheInfo(
+            path=self.root,
+            limit=self.limit,
+            n_objects=len(objects),
+            bytes=sum(size for _, size, _ in objects),
+            n_entries=sum(1 for _ in self.root.glob("index/*/*.json")),
+            n_in_use=sum(1 for path, _, _ in objects if path.name in in_use),
+        )
+
+    def clear(self) -> Cleared:
+        """Remove every file no running process uses.
+
+        Returns
+        -------
+        Cleared
+            What went and what stayed.
+        """
+        if not self.root.is_dir():
+            return Cleared(0, 0, 0)
+        with disk_errors(self.root):
+            self._sweep()
+            with locked(self._guard):
+                in_use = self._pins.all()
+                objects = list(self._objects())
+                removed = [item for item in objects if item[0].name not in in_use]
+                for path, _, _ in removed:
+                    path.unlink(missing_ok=True)
+                self._drop_stale_entries()
+            for path in (self.root / "locks").glob("*"):
+                handle = hold(path)
+                if handle is not None:
+                    path.unlink(missing_ok=True)
+                    os.close(handle)
+        return Cleared(
+            len(removed), sum(size for _, size, _ in removed), len(objects) - len(removed)
+        )
+
+    # The folder ------------------------------------------------------------------------------
+
+    @property
+    def _guard(self) -> Path:
+        return self.root / "guard"
+
+    def _object(self, digest: str) -> Path:
+        return self.root / "objects" / digest[:2] / digest
+
+    def _index(self, key: str) -> Path:
+        name = hashlib.sha256(key.encode()).hexdigest()
+        return self.root / "index" / name[:2] / f"{name}.json"
+
+    def _objects(self) -> Iterator[tuple[Path, int, int]]:
+        for path in self.root.glob("objects/*/*"):
+            with contextlib.suppress(FileNotFoundError):
+                status = path.stat()
+                yield path, status.st_size, status.st_atime_ns
+
+    def _entry(self, key: str) -> dict[str, Any] | None:
+        try:
+            entry = json.loads(self._index(key).read_bytes())
+        except (OSError, ValueError):
+            return None
+        kinds = {"key": str, "sha256": str, "bytes": int, "name": str, "uri": str}
+        if not isinstance(entry, dict) or entry.get("key") != key:
+            return None
+        return entry if all(isinstance(entry.get(k), t) for k, t in kinds.items()) else None
+
+    def _prepare(self) -> None:
+        with disk_errors(self.root):
+            for name in ("objects", "index", "locks", "tmp", "pins"):
+                (self.root / name).mkdir(parents=True, exist_ok=True)
+            tag = self.root / "CACHEDIR.TAG"
+            if not tag.exists():
+                # What backup programs look for, to leave the folder out.
+                tag.write_text("Signature: 8a477f597d28d172789f06886806bc55\n")
+            with self._mutex:
+                first, self._swept = not self._swept, True
+            if first:
+                self._sweep()
+
+    @contextlib.contextmanager
+    def _key_lock(self, key: str) -> Iterator[None]:
+        path = self.root / "locks" / self._index(key).stem
+        with locked(path):
+            yield
+
+    # Filling ---------------------------------------------------------------------------------
+
+    def _fill(self, key: str, fill: Callable[[Sink], Filled], sha256: str | None) -> Stored:
+        with self._temporary() as file:
+            sink = Sink(file)
+            filled = fill(sink)
+            sink.verify(sha256, what=filled.uri or key)
+            digest, size = sink.sha256, sink.bytes
+            with disk_errors(self.root):
+                self._pins.add(digest)
+                _sync(file)
+                target = self._object(digest)
+                target.parent.mkdir(exist_ok=True)
+                Path(file.name).chmod(0o444)
+                Path(file.name).rename(target)
+                _sync_folder(target.parent)
+        entry = {"key": key, "sha256": digest, "bytes": size, **asdict(filled)}
+        self._write_entry(key, entry)
+        self._remember(target, digest)
+        return Stored(target, digest, size, filled.name, filled.uri)
+
+    def _write_entry(self, key: str, entry: Mapping[str, Any]) -> None:
+        path = self._index(key)
+        with self._temporary() as file, disk_errors(self.root):
+            file.write(json.dumps(entry, sort_keys=True).encode())
+            _sync(file)
+            path.parent.mkdir(exist_ok=True)
+            Path(file.name).rename(path)
+
+    @contextlib.contextmanager
+    def _temporary(self) -> Iterator[Any]:
+        path = self.root / "tmp" / f"{os.getpid()}-{secrets.token_hex(8)}"
+        # Under the guard, so that no sweep meets the file before it is held.
+        with disk_errors(self.root), locked(self._guard, shared=True):
+            file = path.open("xb")
+            held = hold(path)
+        try:
+            yield file
+        finally:
+            with contextlib.suppress(OSError):
+                file.close()
+            path.unlink(missing_ok=True)
+            if held is not None:
+                os.close(held)
+
+    def _sweep(self) -> None:
+        with locked(self._guard):
+            for path in (self.root / "tmp").glob("*"):
+                handle = hold(path)
+                if handle is not None:
+                    path.unlink(missing_ok=True)
+                    os.close(handle)
+
+    # Looking up ------------------------------------------------------------------------------
+
+    def _is_sound(self, path: Path, digest: str, size: int | None) -> bool:
+        status = path.stat()
+        mark = (status.st_ino, status.st_mtime_ns, status.st_size)
+        if self._verified.get(digest) != mark:
+            if (size is not None and status.st_size != size) or file_sha256(path) != digest:
+                path.unlink(missing_ok=True)
+                return False
+            self._remember(path, digest)
+        with contextlib.suppress(PermissionError):
+            os.utime(path, ns=(time.time_ns(), status.st_mtime_ns))
+        return True
+
+    def _remember(self, path: Path, digest: str) -> None:
+        status = path.stat()
+        with self._mutex:
+            self._verified[digest] = (status.st_ino, status.st_mtime_ns, status.st_size)
+
+    # Bounding --------------------------------------------------------------------------------
+
+    def _evict(self) -> None:
+        if self.limit is None:
+            return
+        total = sum(size for _, size, _ in self._objects())
+        if total <= self.limit:
+            return
+        with disk_errors(self.root), locked(self._guard):
+            in_use = self._pins.all()
+            for path, size, _ in sorted(self._objects(), key=lambda item: (item[2], item[0])):
+                if total <= self.limit:
+                    break
+                if path.name not in in_use:
+                    path.unlink(missing_ok=True)
+                    total -= size
+            self._drop_stale_entries()
+
+    def _drop_stale_entries(self) -> None:
+        for path in self.root.glob("index/*/*.json"):
+            try:
+                digest = str(json.loads(path.read_bytes())["sha256"])
+            except (OSError, ValueError, KeyError, TypeError):
+                digest = ""
+            if not digest or not self._object(digest).exists():
+                path.unlink(missing_ok=True)
+
+
+def default_root() -> Path:
+    """Return the cache folder of this user.
+
+    Returns
+    -------
+    Path
+        ``$FILTERDB_CACHE``, else ``filterdb`` in ``$XDG_CACHE_HOME`` or ``~/.cache``.
+    """
+    own = os.environ.get("FILTERDB_CACHE")
+    if own:
+        return Path(own).expanduser()
+    shared = os.environ.get("XDG_CACHE_HOME")
+    # XDG: a relative path is to be ignored.
+    if shared and Path(shared).is_absolute():
+        return Path(shared) / "filterdb"
+    try:
+        return Path.home() / ".cache" / "filterdb"
+    except RuntimeError as error:
+        raise PipelineError(
+            "no home folder to keep a cache in", tip="set FILTERDB_CACHE to a folder"
+        ) from error
+
+
+def file_sha256(path: Path) -> str:
+    """Hash a file.
+
+    Parameters
+    ----------
+    path
+        Read in blocks.
+
+    Returns
+    -------
+    str
+        64 lower-case hexadecimal digits.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn what the disk refuses into one clear error.
+
+    Parameters
+    ----------
+    path
+        Where one wanted to write, for the message.
+
+    Yields
+    ------
+    None
+        The body runs; an OSError in it becomes a PipelineError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise PipelineError(
+            f"cannot write the cache at {path}: {error.strerror or error}",
+            tip="free some room or set FILTERDB_CACHE to another folder",
+        ) from error
+
+
+def _default_limit() -> int:
+    text = os.environ.get("FILTERDB_CACHE_LIMIT", "")
+    if not text:
+        return DEFAULT_LIMIT
+    if not text.isascii() or not text.isdigit():
+        raise UsageError(f"FILTERDB_CACHE_LIMIT={text!r} is not a number of bytes")
+    return int(text)
+
+
+def _rebuild(root: str, limit: int | None) -> Cache:
+    return Cache(root, limit=limit)
+
+
+def _sync(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,402 @@
+"""Takes single members out of zip and tar archives, as streams, within bounds.
+
+Nothing is ever unpacked by the archive's own names: a member is asked for by its exact name and
+written under one of ours, so no name, link or device in an archive can reach anything.
+"""
+
+from __future__ import annotations
+
+import bz2
+import contextlib
+import gzip
+import io
+import lzma
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias
+
+from filterdb.errors import (
+    MalformedFileError,
+    SourceError,
+    UnsafeCheckpointError,
+    UnsupportedFormatError,
+    nearest,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+#: No member is larger.
+MAX_MEMBER_BYTES = 64 * 1024**3
+#: Nothing inflates to more than this many times its compressed size …
+MAX_RATIO = 200
+#: … unless it stays below this many bytes.
+RATIO_FREE_BYTES = 1024**3
+#: Central directory of a zip, header of a tar member: read whole, so bounded.
+_MAX_HEADER = 64 * 1024**2
+_BLOCK = 1 << 20
+
+Kind = Literal["zip", "tar"]
+Write: TypeAlias = Callable[[bytes], None]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One file in a container.
+
+    Parameters
+    ----------
+    name
+        Its exact path.
+    bytes
+        Its size as declared.
+    """
+
+    name: str
+    bytes: int
+
+
+def container_kind(path: Path) -> Kind | None:
+    """Tell from its first bytes what a container is.
+
+    Parameters
+    ----------
+    path
+        Any file.
+
+    Returns
+    -------
+    {"zip", "tar"} or None
+        None where it is neither; "tar" includes the compressed ones, of which only the
+        compression is looked at.
+    """
+    with path.open("rb") as file:
+        head = file.read(512)
+    if head[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
+        return "zip"
+    if _compression(head) is not None or head[257:262] == b"ustar":
+        return "tar"
+    return None
+
+
+def list_members(path: Path, *, what: str) -> list[Member]:
+    """List the files of a container, without folders, links and devices.
+
+    Parameters
+    ----------
+    path
+        The container.
+    what
+        Its name in messages.
+
+    Returns
+    -------
+    list of Member
+        In the container's order.
+
+    Raises
+    ------
+    UnsupportedFormatError
+        Where it is no container.
+    MalformedFileError
+        Where it is damaged.
+    UnsafeCheckpointError
+        Where it breaks a bound.
+    """
+    if _kind_or_raise(path, what) == "zip":
+        with _open_zip(path, what) as archive:
+            return [Member(i.filename, i.file_size) for i in archive.infolist() if _is_plain_zip(i)]
+    with _open_tar(path, what) as archive:
+        return [Member(_tar_name(m), m.size) for m in archive if m.isreg()]
+
+
+def extract_member(path: Path, name: str, write: Write, *, what: str) -> None:
+    """Copy one member of a container.
+
+    Parameters
+    ----------
+    path
+        The container.
+    name
+        The member's exact name.
+    write
+        Called with its bytes, block by block.
+    what
+        The container's name in messages.
+
+    Raises
+    ------
+    SourceError
+        Where there is no such member; names the nearest.
+    UnsupportedFormatError
+        Where it is no container, or the member is encrypted or compressed in a way not read.
+    MalformedFileError
+        Where the container is truncated or damaged.
+    UnsafeCheckpointError
+        Where the member is a link or a device, or inflates beyond the bounds.
+    """
+    if _kind_or_raise(path, what) == "zip":
+        with _open_zip(path, what) as archive:
+            _extract_zip(archive, name, write, what=what)
+    else:
+        with _open_tar(path, what) as archive:
+            _extract_tar(archive, name, write, what=what, packed=path.stat().st_size)
+
+
+def _kind_or_raise(path: Path, what: str) -> Kind:
+    kind = container_kind(path)
+    if kind is None:
+        with path.open("rb") as file:
+            head = file.read(8)
+        raise UnsupportedFormatError(
+            f"{what} is no container filterdb enters: it begins with {head!r}",
+            tip="zip (wheels too) and tar, plain or compressed by gzip, bzip2 or xz",
+        )
+    return kind
+
+
+def _no_member(name: str, names: list[str], what: str) -> SourceError:
+    last = name.rsplit("/", 1)[-1]
+    same = [n for n in names if n.rsplit("/", 1)[-1] == last]
+    close = same[:3] or nearest(name, names) or sorted(names)[:5]
+    return SourceError(
+        f"{what} has no member {name!r}",
+        tip=f"nearest: {', '.join(close)} ({len(names)} in all)" if close else "it is empty",
+    )
+
+
+def _check_size(name: str, size: int, packed: int, what: str) -> None:
+    if size > MAX_MEMBER_BYTES:
+        raise UnsafeCheckpointError(
+            f"{what}: member {name!r} claims {size:,} bytes, {MAX_MEMBER_BYTES:,} is the most"
+        )
+    if size > RATIO_FREE_BYTES and size > MAX_RATIO * max(packed, 1):
+        raise UnsafeCheckpointError(
+            f"{what}: member {name!r} inflates {packed:,} bytes to {size:,}, "
+            f"{size / max(packed, 1):,.0f} times; {MAX_RATIO} times is the most "
+            f"above {RATIO_FREE_BYTES:,} bytes",
+            tip="no weights compress like that: this is a decompression bomb",
+        )
+
+
+def _copy(source: IO[bytes], write: Write, *, name: str, size: int, what: str) -> None:
+    done = 0
+    while done < size:
+        block = source.read(min(_BLOCK, size - done))
+        if not block:
+            raise MalformedFileError(
+                f"{what}: member {name!r} is truncated: expected {size:,} bytes, got {done:,}"
+            )
+        done += len(block)
+        write(block)
+    if source.read(1):
+        raise UnsafeCheckpointError(
+            f"{what}: member {name!r} goes on after the {size:,} bytes it claims"
+        )
+
+
+# Zip --------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _open_zip(path: Path, what: str) -> Iterator[zipfile.ZipFile]:
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            _check_directory(file, size, what)
+            file.seek(0)
+            with zipfile.ZipFile(file) as archive:
+                yield archive
+    except (zipfile.BadZipFile, zlib.error, EOFError, UnicodeDecodeError) as error:
+        raise MalformedFileError(
+            f"{what}: the zip archive of {size:,} bytes is truncated or damaged: {error}"
+        ) from error
+    except NotImplementedError as error:
+        raise UnsupportedFormatError(f"{what}: {error}") from error
+
+
+def _check_directory(file: IO[bytes], size: int, what: str) -> None:
+    """Refuse a table of contents too large to be read into memory."""
+    file.seek(max(0, size - 65_557))
+    tail = file.read()
+    at = tail.rfind(b"PK\x05\x06")
+    if at < 0:
+        raise MalformedFileError(
+            f"{what}: a zip archive of {size:,} bytes without its table of contents: "
+            "expected it at the end, got none",
+            tip="the file is truncated: fetch it again",
+        )
+    length = int.from_bytes(tail[at + 12 : at + 16], "little")
+    zip64 = tail.rfind(b"PK\x06\x06", 0, at)
+    if zip64 >= 0:
+        length = int.from_bytes(tail[zip64 + 40 : zip64 + 48], "little")
+    if length > _MAX_HEADER:
+        raise UnsafeCheckpointError(
+            f"{what}: the zip's table of contents takes {length:,} bytes, "
+            f"{_MAX_HEADER:,} is the most"
+        )
+
+
+def _is_plain_zip(info: zipfile.ZipInfo) -> bool:
+    mode = info.external_attr >> 16
+    return not info.is_dir() and (stat.S_IFMT(mode) in (0, stat.S_IFREG))
+
+
+def _extract_zip(archive: zipfile.ZipFile, name: str, write: Write, *, what: str) -> None:
+    found = [info for info in archive.infolist() if info.filename == name]
+    if not found:
+        names = [i.filename for i in archive.infolist() if _is_plain_zip(i)]
+        raise _no_member(name, names, what)
+    info = found[0]
+    if len(found) > 1:
+        raise MalformedFileError(f"{what}: member {name!r} is there {len(found)} times")
+    if not _is_plain_zip(info):
+        raise UnsafeCheckpointError(f"{what}: member {name!r} is a link, a folder or a device")
+    if info.flag_bits & 0x1:
+        raise UnsupportedFormatError(
+            f"{what}: member {name!r} is encrypted", tip="filterdb takes no passwords: decrypt it"
+        )
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2):
+        raise UnsupportedFormatError(
+            f"{what}: member {name!r} is compressed by zip method {info.compress_type}",
+            tip="stored, deflate and bzip2 are read",
+        )
+    _check_size(name, info.file_size, info.compress_size, what)
+    with archive.open(info) as source:
+        _copy(source, write, name=name, size=info.file_size, what=what)
+
+
+# Tar --------------------------------------------------------------------------------------------
+
+
+def _compression(head: bytes) -> str | None:
+    if head[:2] == b"\x1f\x8b":
+        return "gzip"
+    if head[:3] == b"BZh":
+        return "bzip2"
+    return "xz" if head[:6] == b"\xfd7zXZ\x00" else None
+
+
+@contextlib.contextmanager
+def _open_tar(path: Path, what: str) -> Iterator[tarfile.TarFile]:
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            compression = _compression(file.read(8))
+            file.seek(0)
+            plain = _Forward(_decompress(file, compression), packed=size, what=what)
+            with tarfile.open(fileobj=plain, mode="r:") as archive:  # type: ignore[call-overload]
+                yield archive
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+        raise MalformedFileError(
+            f"{what}: the tar archive of {size:,} bytes is truncated or damaged: {error}"
+        ) from error
+
+
+def _decompress(file: IO[bytes], compression: str | None) -> IO[bytes]:
+    if compression == "gzip":
+        return gzip.GzipFile(fileobj=file, mode="rb")
+    if compression == "bzip2":
+        return bz2.BZ2File(file)
+    if compression == "xz":
+        return io.BufferedReader(_Xz(file))
+    return file
+
+
+class _Xz(io.RawIOBase):
+    """An xz stream read with a bound on the memory its header may ask for."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._decompressor = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=256 * 1024**2)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._decompressor.eof:
+            more = self._file.read(_BLOCK) if self._decompressor.needs_input else b""
+            if self._decompressor.needs_input and not more:
+                raise EOFError("the xz stream ends before its end mark")
+            block = self._decompressor.decompress(more, len(buffer))
+            if block:
+                buffer[: len(block)] = block
+                return len(block)
+        return 0
+
+
+class _Forward:
+    """A file that is only read forward, within the bounds on what an archive may inflate to."""
+
+    def __init__(self, file: IO[bytes], *, packed: int, what: str) -> None:
+        self._file = file
+        self._position = 0
+        self._bound = max(MAX_RATIO * packed, RATIO_FREE_BYTES)
+        self._packed = packed
+        self._what = what
+
+    def tell(self) -> int:
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        # tarfile reads what a header claims in one piece; we copy in small ones.
+        if not 0 <= size <= _MAX_HEADER:
+            raise UnsafeCheckpointError(
+                f"{self._what}: a tar header claims {size:,} bytes, {_MAX_HEADER:,} is the most"
+            )
+        block = self._file.read(size)
+        self._position += len(block)
+        if self._position > self._bound:
+            raise UnsafeCheckpointError(
+                f"{self._what}: {self._packed:,} bytes inflate to more than {self._bound:,}, "
+                f"{MAX_RATIO} times",
+                tip="no weights compress like that: this is a decompression bomb",
+            )
+        return block
+
+    def seek(self, target: int, whence: int = 0) -> int:
+        if whence != 0 or target < self._position:
+            raise tarfile.ReadError("members overlap")
+        while self._position < target:
+            if not self.read(min(_BLOCK, target - self._position)):
+                break
+        return self._position
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _tar_name(member: tarfile.TarInfo) -> str:
+    # "./weights/model.pt" is how `tar c .` writes it.
+    return member.name.removeprefix("./")
+
+
+def _extract_tar(
+    archive: tarfile.TarFile, name: str, write: Write, *, what: str, packed: int
+) -> None:
+    names: list[str] = []
+    found = False
+    for member in archive:
+        if member.isreg():
+            names.append(_tar_name(member))
+        if _tar_name(member) != name:
+            continue
+        if found:
+            raise MalformedFileError(f"{what}: member {name!r} is there twice")
+        if not member.isreg() or member.issparse():
+            raise UnsafeCheckpointError(
+                f"{what}: member {name!r} is a link, a folder, a device or has holes"
+            )
+        _check_size(name, member.size, packed, what)
+        source = archive.extractfile(member)
+        if source is None:
+            raise MalformedFileError(f"{what}: member {name!r} cannot be read")
+        with source:
+            _copy(source, write, name=name, size=member.size, what=what)
+        found = True
+    if not found:
+        raise _no_member(name, names, what)

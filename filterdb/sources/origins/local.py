@@ -1,0 +1,68 @@
+"""``file:`` — a file of this machine, read where it lies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filterdb.errors import FetchError, HashMismatchError, SourceError, nearest
+from filterdb.sources.cache import Stored, file_sha256
+
+if TYPE_CHECKING:
+    from filterdb.sources.origins import Request
+
+
+def obtain(request: Request) -> Stored:
+    """Find a local file and hash it.
+
+    Parameters
+    ----------
+    request
+        Its body is a path, relative to the request's base or absolute.
+
+    Returns
+    -------
+    Stored
+        The file itself: nothing is copied.
+
+    Raises
+    ------
+    SourceError
+        Where there is no such file.
+    FetchError
+        Where it cannot be read.
+    HashMismatchError
+        Where it is not the file the catalogue names.
+    """
+    path = (request.base / Path(request.uri.body)).absolute()
+    if not path.is_file():
+        raise SourceError(_missing(path), tip=_neighbours(path))
+    try:
+        digest = file_sha256(path)
+        size = path.stat().st_size
+    except OSError as error:
+        raise FetchError(f"{path} cannot be read: {error.strerror or error}") from error
+    if request.sha256 is not None and digest != request.sha256:
+        raise HashMismatchError(
+            f"{path}: sha256 is not the expected one: expected {request.sha256}, got {digest}",
+            tip="the file changed since the catalogue was written",
+        )
+    request.tell(path.name, size, size)
+    return Stored(path, digest, size, path.name, str(request.uri))
+
+
+def _missing(path: Path) -> str:
+    return f"{path} is a folder, not a file" if path.is_dir() else f"no file {path}"
+
+
+def _neighbours(path: Path) -> str | None:
+    if not path.parent.is_dir():
+        return f"there is no folder {path.parent} either"
+    try:
+        close = nearest(path.name, [p.name for p in path.parent.iterdir()])
+    except OSError:
+        return None
+    return f"nearest: {', '.join(close)}" if close else None
+
+
+ORIGIN = obtain
