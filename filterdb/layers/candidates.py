@@ -4,15 +4,17 @@ A state dict holds shapes and names only. What is concluded from them, and what 
 
 * **transposed** where the caller's globs say so; where a bias is as long as the *input* axis and
   not as the output axis; where no bias is there and the BatchNorm that follows in the same parent
-  is so long (unless the file is sorted by the alphabet, which puts others there); where the name says deconv or transpose; or, for equal axes, where an even kernel
-  lies in something called up. Otherwise it is an ordinary convolution.
-* **depthwise** where a kernel has one input channel and is not the first convolution, and the
-  layer before emits as many channels (or a divisor of them: ShuffleNet joins halves), or no
-  earlier layer emits a single channel and one emits as many, or the name says so. A multiplier is
-  never concluded. Otherwise one input channel is taken at its word.
-* **grouped** where the layer before, of the same block and counted one lower (``conv1`` →
-  ``conv2``), emits an integer multiple of the input axis and as many channels as this layer, at
-  least twice in the file, and nothing is called up or shuffle. Otherwise one group.
+  is so long (unless the file is sorted by the alphabet, which puts others there); where the name
+  says deconv or transpose; or, for equal axes, where an even kernel lies in something called up.
+  Otherwise it is an ordinary convolution.
+* **depthwise** where a kernel has one input channel, is not the first convolution, and the layer
+  before emits as many channels (or a divisor of them: ShuffleNet joins halves), or the kernel is
+  larger than 1 and nothing before emits, or reads, a single channel, or the name says so. A
+  multiplier is never concluded. Otherwise one input channel is taken at its word.
+* **grouped** where the layer before, in the same block, emits an integer multiple of the input
+  axis and a divisor of this layer's outputs; the two are counted in sequence (``conv1`` →
+  ``conv2``) or the multiple is at least 8; this is so twice in the file; and nothing is called up
+  or shuffle. Otherwise one group.
 """
 
 from __future__ import annotations
@@ -36,6 +38,8 @@ _TRANSPOSED = re.compile(r"deconv|transpose|(^|[._/])(t_?conv|convt|conv_t)\d*(?
 _UP = frozenset({"up", "upconv", "upsample", "upsampling", "upsampler", "unpool", "decoder", "dec"})
 #: More branches than this are not joined ahead of a depthwise convolution.
 _MOST_JOINED = 4
+#: As many groups are no accident of shapes.
+_MANY_GROUPS = 8
 _SHUFFLED = frozenset({*_UP, "shuffle", "shuffler", "tail", "pixelshuffle", "subpixel"})
 
 
@@ -132,6 +136,7 @@ def candidates_of(
     grouped = _grouped(convolutions, nodes, choice)
     found: list[Candidate] = []
     emitted: list[int] = []
+    single = False
     for module in convolutions:
         node = nodes[module.node] if module.node is not None else None
         told = node.conv if node is not None and node.conv is not None else ConvAttributes()
@@ -140,9 +145,12 @@ def candidates_of(
         layout = told.layout or _layout(module, op, choice)
         groups = told.groups
         if groups is None:
-            groups = grouped.get(module.position) or _groups(module, op, layout, emitted)
+            groups = grouped.get(module.position) or _groups(
+                module, op, layout, emitted, single=single
+            )
         found.append(_candidate(module, op, layout, groups, told))
         emitted.append(found[-1].out_channels)
+        single |= 1 in (found[-1].in_channels, found[-1].out_channels)
     return found
 
 
@@ -235,7 +243,7 @@ def _layout(module: Module, op: Op, choice: LayoutChoice) -> str:
     return layout_for(choice.family, rank, transposed=op == "conv_transpose")
 
 
-def _groups(module: Module, op: Op, layout: str, emitted: Sequence[int]) -> int:
+def _groups(module: Module, op: Op, layout: str, emitted: Sequence[int], *, single: bool) -> int:
     size = dict(zip(layout, module.tensors["weight"].shape, strict=True))
     if "M" in size:
         return size["I"]
@@ -251,10 +259,14 @@ def _groups(module: Module, op: Op, layout: str, emitted: Sequence[int]) -> int:
         return 1
     if size["I"] != 1 or size["O"] == 1:
         return 1
-    return size["O"] if _is_depthwise(module.name, size["O"], emitted) else 1
+    larger = any(n > 1 for axis, n in size.items() if axis not in "OI")
+    found = _is_depthwise(module.name, size["O"], emitted, larger=larger, single=single)
+    return size["O"] if found else 1
 
 
-def _is_depthwise(name: str, out: int, emitted: Sequence[int]) -> bool:
+def _is_depthwise(
+    name: str, out: int, emitted: Sequence[int], *, larger: bool, single: bool
+) -> bool:
     """Whether a kernel of one input channel is depthwise, by the layers before it."""
     if _DEPTHWISE.search(name):
         return True
@@ -263,7 +275,8 @@ def _is_depthwise(name: str, out: int, emitted: Sequence[int]) -> bool:
     before = emitted[-1]
     if before > 1 and out % before == 0 and out // before <= _MOST_JOINED:
         return True
-    return 1 not in emitted and out in emitted
+    # A map of one channel has to come from somewhere: from the image, or from a layer.
+    return larger and not single
 
 
 def _grouped(
@@ -280,11 +293,19 @@ def _grouped(
         emitted = before.tensors["weight"].shape[0]
         out, into, kernel = axes_sizes(module.tensors["weight"].shape, "OIHW")
         shuffled = _SHUFFLED & set(tokens(module.name))
-        if into < 2 or max(kernel) == 1 or out != emitted or emitted % into or shuffled:
+        if into < 2 or max(kernel) == 1 or out % emitted or emitted % into or shuffled:
             continue
-        if emitted > into and _successor(before.name, module.name):
-            proposals[module.position] = emitted // into
+        groups = emitted // into
+        together = groups >= _MANY_GROUPS and _block(before.name) == _block(module.name)
+        if groups > 1 and (together or _successor(before.name, module.name)):
+            proposals[module.position] = groups
     return proposals if len(proposals) > 1 else {}
+
+
+def _block(name: str) -> str:
+    """Drop what wraps a convolution's own name: ``block.c3x3.conv`` lies in ``block.``."""
+    parent, last = last_part(name)
+    return last_part(parent[:-1])[0] if last in ("conv", "conv2d") else parent
 
 
 def _successor(before: str, after: str) -> bool:

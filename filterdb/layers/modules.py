@@ -60,9 +60,9 @@ class Module:
 
 
 _EMBEDDING = re.compile(
-    r"(^|[._/])(pos(itional)?_?(emb|enc)\w*|position\w*|(abs|rel|relative)_?pos\w*|rel_[hw]\b|"
-    r"\w*embeddings?|\w*_embed|\w*tokens?|token_emb\w*|wte|wpe|queries|query_feat\w*|prototypes?|"
-    r"codebook\w*|relative_position_bias\w*|attention_bias\w*|latents?)(?=$|[._/])",
+    r"(^|[._/])(pos(itional)?_?(emb|enc)\w*|position\w*|\w*_pos|(abs|rel|relative)_?pos\w*|rel_[hw]\b|"
+    r"\w*embeddings?|\w*_embed|\w*tokens?\d*|token_emb\w*|wte|wpe|queries|query_feat\w*|prototypes?|"
+    r"codebook\w*|relative_position_bias\w*|attention_bias\w*|latents?)(?=$|[./:])",
     re.I,
 )
 _NOT_A_KERNEL = re.compile(
@@ -112,7 +112,7 @@ def kernel_objection(name: str, shape: Sequence[int]) -> str | None:
         return "a fixed filter or scale by its name"
     if rank == 1 and _ATTENTION.search(where) and "conv" not in where.lower():
         return "an attention projection by its name"
-    if sum(n > 1 for n in shape) <= 1 and re.search(r"norm|bn|scale|gamma|gain", where, re.I):
+    if sum(n > 1 for n in shape) <= 1 and re.search(r"norm|bn|scale|gamma|gain", tail, re.I):
         return "a per-channel parameter"
     return None
 

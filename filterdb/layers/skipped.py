@@ -15,7 +15,7 @@ from filterdb.types import SkipReason
 
 _FLOATS = frozenset({"float16", "float32", "float64", "bfloat16"})
 _RECURRENT = re.compile(r"^(LSTM|GRU|RNN|UnidirectionalSequenceLSTM)", re.I)
-_SCALE = re.compile(r"alpha|beta|gamma|scale|slope|gain|weight", re.I)
+_SCALE = re.compile(r"alpha|beta|gamma|scale|slope|gain|weight|temperature|tau", re.I)
 _RECURRENT_NAME = re.compile(r"weight_(ih|hh)_l\d|(^|[._/])(lstm|gru|rnn)\w*(?=$|[._/])", re.I)
 
 #: Role of a tensor in a module or node → reason.

@@ -72,7 +72,7 @@ def survey(raw: RawModel) -> Survey:
     nodes, dynamic = _of_nodes(raw.nodes, by_name, assembled.tensors)
     named: list[Module] = []
     if not raw.has_edges:
-        covered = {name for node in raw.nodes for name in node.weights.values()}
+        covered = {name for n in raw.nodes if n.op in _KINDS for name in n.weights.values()}
         covered |= {t.name for m in nodes for t in m.tensors.values()}
         free = [t for t in assembled.tensors if t.name not in covered and t.skip is None]
         named = modules_of(free)
