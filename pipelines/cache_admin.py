@@ -28,7 +28,7 @@ def run(action: str, *, cache_path: Path | None, as_json: bool, console: Console
     int
         0.
     """
-    from filterdb.sources.cache import Cache
+    from filterdb.sources import Cache
 
     cache = Cache(cache_path)
     facts = cache.info() if action == "info" else cache.clear()

@@ -44,7 +44,7 @@ def run(action: str, target: str, *, select: str | None, as_json: bool, console:
     from filterdb.catalog import load_catalogue, select_entries
 
     catalogue = load_catalogue(target)
-    entries = select_entries(catalogue.entries, select, catalogue=catalogue.name)
+    entries = select_entries(catalogue.entries, select)
     if action == "list":
         return _list(entries, as_json=as_json, console=console)
     return _check(catalogue, entries, as_json=as_json, console=console)

@@ -18,7 +18,7 @@ from pipelines.run_log import RunLog
 if TYPE_CHECKING:
     from filterdb.catalog.model import Entry
     from filterdb.types import ModelId, ProgressHook
-    from filterdb.sources import Census
+    from filterdb.catalog import Census
     from filterdb.store.plan import Plan
     from filterdb.store.shards import AssembledShard
 
@@ -120,22 +120,21 @@ def dry_run(config: ExtractConfig, *, console: Console) -> int:
     int
         0.
     """
-    from filterdb.sources import census
-    from filterdb.sources.cache import Cache
+    from filterdb.catalog import take_census
+    from filterdb.sources import Cache, look_up
     from filterdb.store.layout import free_bytes
 
     entries = _entries(config)
     done = _already(config.store_path, retry=config.retry_failed)
     todo = [e for e in entries if e.id not in done]
-    counted = census(todo, Cache(config.cache_path))
+    counted = take_census(todo, look_up(Cache(config.cache_path)))
     if len(todo) < len(entries):
-        console.say(f"{plural(len(entries) - len(todo), 'model')} of {len(entries):,} already done")
+        console.say(f"{len(entries) - len(todo):,} of {plural(len(entries), 'model')} done already")
     _say_census(counted, console)
-    existing = next(
-        p for p in (config.store_path, *config.store_path.resolve().parents) if p.exists()
-    )
+    folder = config.store_path.resolve()
+    existing = next(p for p in (folder, *folder.parents) if p.exists())
     console.say(
-        f"store about {format_bytes(counted.model_bytes)}; "
+        f"store at most {format_bytes(counted.model_bytes)}; "
         f"disk free {format_bytes(free_bytes(existing))}"
     )
     console.say("nothing was written")
@@ -143,16 +142,16 @@ def dry_run(config: ExtractConfig, *, console: Console) -> int:
 
 
 def _say_census(counted: Census, console: Console) -> None:
-    fetch = (
-        f"{counted.n_to_fetch} to fetch ({format_bytes(counted.bytes_to_fetch)}"
-        + (f" and {counted.n_unknown} of unknown size" if counted.n_unknown else "")
-        + ")"
-        if counted.n_to_fetch
-        else "none to fetch"
-    )
+    fetch = "none to fetch"
+    if counted.n_archives_to_fetch:
+        unknown = counted.n_archives_of_unknown_size
+        fetch = (
+            f"{counted.n_archives_to_fetch:,} to fetch "
+            f"({'at least ' if unknown else ''}{format_bytes(counted.bytes_to_fetch)})"
+        )
     console.say(
-        f"{plural(counted.n_models, 'model')}, {plural(counted.n_archives, 'archive')}: "
-        f"{counted.n_cached} cached, {fetch}"
+        f"{plural(counted.n_models, 'model')} in {plural(counted.n_archives, 'archive')}: "
+        f"{counted.n_archives_cached:,} cached, {fetch}"
     )
 
 
@@ -160,7 +159,7 @@ def _entries(config: ExtractConfig) -> tuple[Entry, ...]:
     from filterdb.catalog import load_catalogue, select_entries
 
     catalogue = load_catalogue(config.catalogue)
-    return select_entries(catalogue.entries, config.select, catalogue=catalogue.name)
+    return select_entries(catalogue.entries, config.select)
 
 
 def _optional(path: Path | None) -> str | None:
@@ -229,8 +228,7 @@ def _prefetch(
     tasks: Sequence[ExtractTask], config: ExtractConfig, progress: ProgressHook | None
 ) -> dict[ModelId, Exception]:
     """Bring all files into the cache at once; several models often share an archive."""
-    from filterdb.sources import fetch_many
-    from filterdb.sources.cache import Cache
+    from filterdb.sources import Cache, fetch_many
 
     outcomes = fetch_many(
         [t.entry for t in tasks],

@@ -152,26 +152,21 @@ def stage_failure(task: ExtractTask, stage: Stage, error: Exception) -> ExtractO
 
 def _extract(task: ExtractTask, where: _Where) -> ExtractOutcome:
     from filterdb.layers.detect import find_layers
-    from filterdb.sources import fetch, open_raw
-    from filterdb.sources.cache import Cache
+    from filterdb.sources import Cache, fetch_entry, open_raw
     from filterdb.store.staging import stage_model
 
-    entry = task.entry
-    fetched = fetch(
-        entry.uri,
-        base=entry.base,
-        archive_sha256=entry.archive_sha256,
-        companions=entry.companions,
-        format=entry.format,
-        cache=Cache(task.cache_path),
-    )
-    where.stage = "open"
-    raw = open_raw(fetched, entry.format)
-    where.stage = "layers"
-    found = find_layers(raw, layout=entry.layout, transposed=entry.transposed)
-    where.stage = "state"
-    record = _staged(task, fetched, raw.format, found)
-    stage_model(Path(task.store_path), entry.id, record)
+    entry, cache = task.entry, Cache(task.cache_path)
+    fetched = fetch_entry(entry, cache)
+    try:
+        where.stage = "open"
+        raw = open_raw(fetched, entry.format)
+        where.stage = "layers"
+        found = find_layers(raw, layout=entry.layout, transposed=entry.transposed)
+        where.stage = "state"
+        record = _staged(task, fetched, raw.format, found)
+        stage_model(Path(task.store_path), entry.id, record)
+    finally:
+        cache.release(*fetched.objects)
     return ExtractOutcome(entry.id, len(found.layers), _n_filters(found))
 
 
@@ -248,7 +243,7 @@ def _model_row(
 
 def _staged_layers(model_id: ModelId, found: ModelLayers) -> Iterator[StagedLayer]:
     """Yield one layer at a time: memory is bounded by the largest tensor."""
-    from filterdb.layers import layer_uid
+    from filterdb.layers.detect import layer_uid
     from filterdb.store.staging import StagedLayer
 
     first_uid = {layer.tensor: layer_uid(model_id, layer) for layer in found.layers if _own(layer)}
