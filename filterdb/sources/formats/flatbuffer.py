@@ -1,0 +1,306 @@
+"""Flatbuffers with every offset checked (FlatBuffers Documentation, "Internals").
+
+Offsets may point anywhere, also at the same place again and again, so a small file can describe
+an endless structure: every reader has a budget of elements a few times the file's own size.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from filterdb.errors import MalformedFileError, UnsafeCheckpointError
+
+if TYPE_CHECKING:
+    from filterdb.sources.formats.file_view import ByteSource
+    from filterdb.types import AnyArray
+
+#: Elements looked at, at most: this many per byte of the file …
+_BUDGET_PER_BYTE = 4
+#: … plus a flat allowance.
+_BUDGET = 1_000_000
+
+#: Scalars by numpy-like code.
+_SCALARS = {
+    code: struct.Struct(f"<{c}")
+    for code, c in zip(
+        ("i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f4"), "bBhHiIqQf", strict=True
+    )
+}
+
+
+class FlatBuffer:
+    """One buffer.
+
+    Parameters
+    ----------
+    data
+        The bytes, from the root offset on.
+    where
+        The file's name, for messages.
+    """
+
+    def __init__(self, data: ByteSource, *, where: str) -> None:
+        self.data = data
+        self.where = where
+        self.size = len(data)
+        self._left = _BUDGET_PER_BYTE * self.size + _BUDGET
+
+    def malformed(self, problem: str, position: int) -> MalformedFileError:
+        """Return the error to raise for broken bytes.
+
+        Parameters
+        ----------
+        problem
+            What was seen.
+        position
+            Byte offset.
+
+        Returns
+        -------
+        MalformedFileError
+            Naming file and offset.
+        """
+        return MalformedFileError(f"{self.where} is damaged: {problem} at byte {position}")
+
+    def spend(self, count: int) -> None:
+        """Count elements against the budget.
+
+        Parameters
+        ----------
+        count
+            Elements about to be read.
+
+        Raises
+        ------
+        UnsafeCheckpointError
+            If the file refers to the same bytes over and over.
+        """
+        self._left -= count
+        if self._left < 0:
+            raise UnsafeCheckpointError(
+                f"{self.where} refers to its own bytes more often than any network does"
+            )
+
+    def scalar(self, kind: str, position: int) -> int | float:
+        """Read one number.
+
+        Parameters
+        ----------
+        kind
+            "i1" … "u8" or "f4".
+        position
+            Byte offset.
+
+        Returns
+        -------
+        int or float
+            The number.
+
+        Raises
+        ------
+        MalformedFileError
+            If it lies outside the buffer.
+        """
+        layout = _SCALARS[kind]
+        if not 0 <= position <= self.size - layout.size:
+            raise self.malformed("an offset leads out of the file", position)
+        number: int | float = layout.unpack_from(self.data, position)[0]
+        return number
+
+    def follow(self, position: int) -> int:
+        """Follow the relative offset stored at a position.
+
+        Parameters
+        ----------
+        position
+            Byte offset of the offset.
+
+        Returns
+        -------
+        int
+            Where it leads.
+        """
+        target = position + int(self.scalar("u4", position))
+        if target > self.size - 4:
+            raise self.malformed("an offset leads out of the file", position)
+        return target
+
+    def root(self) -> Table:
+        """Return the root table.
+
+        Returns
+        -------
+        Table
+            The table the buffer begins with.
+        """
+        return Table(self, self.follow(0))
+
+
+class Table:
+    """One table of a buffer; fields by their number in the schema.
+
+    Parameters
+    ----------
+    buffer
+        The buffer.
+    position
+        Byte offset of the table.
+    """
+
+    def __init__(self, buffer: FlatBuffer, position: int) -> None:
+        self.buffer = buffer
+        self.position = position
+        buffer.spend(1)
+        self._vtable = position - int(buffer.scalar("i4", position))
+        if self._vtable < 0:
+            raise buffer.malformed("a table without a description", position)
+        self._n_bytes = int(buffer.scalar("u2", self._vtable))
+        self._extent = int(buffer.scalar("u2", self._vtable + 2))
+        fits = self._vtable + self._n_bytes <= buffer.size
+        if self._n_bytes < 4 or self._n_bytes % 2 or not fits:
+            raise buffer.malformed("a table with a broken description", position)
+        if self._extent < 4 or position + self._extent > buffer.size:
+            raise buffer.malformed("a table that leaves the file", position)
+
+    def _place(self, field: int, width: int) -> int | None:
+        """Byte offset of a field, None where it is absent."""
+        slot = 4 + 2 * field
+        if slot + 2 > self._n_bytes:
+            return None
+        offset = int(self.buffer.scalar("u2", self._vtable + slot))
+        if offset == 0:
+            return None
+        if offset < 4 or offset + width > self._extent:
+            raise self.buffer.malformed(f"field {field} outside its table", self.position)
+        return self.position + offset
+
+    def integer(self, field: int, kind: str, default: int = 0) -> int:
+        """Read an integer field.
+
+        Parameters
+        ----------
+        field
+            Its number.
+        kind
+            "i1" … "u8".
+        default
+            The schema's default.
+
+        Returns
+        -------
+        int
+            Its value.
+        """
+        place = self._place(field, _SCALARS[kind].size)
+        return default if place is None else int(self.buffer.scalar(kind, place))
+
+    def table(self, field: int) -> Table | None:
+        """Follow a table field.
+
+        Parameters
+        ----------
+        field
+            Its number.
+
+        Returns
+        -------
+        Table or None
+            None where it is absent.
+        """
+        place = self._place(field, 4)
+        return None if place is None else Table(self.buffer, self.buffer.follow(place))
+
+    def extent(self, field: int, itemsize: int) -> tuple[int, int] | None:
+        """Locate a vector.
+
+        Parameters
+        ----------
+        field
+            Its number.
+        itemsize
+            Bytes per element.
+
+        Returns
+        -------
+        tuple or None
+            (byte offset of the first element, number of elements); None where it is absent.
+
+        Raises
+        ------
+        MalformedFileError
+            If it does not end within the file.
+        """
+        place = self._place(field, 4)
+        if place is None:
+            return None
+        start = self.buffer.follow(place)
+        count = int(self.buffer.scalar("u4", start))
+        if count * itemsize > self.buffer.size - start - 4:
+            raise self.buffer.malformed(
+                f"a vector of {count} elements of {itemsize} bytes leaves the file", start
+            )
+        return start + 4, count
+
+    def array(self, field: int, dtype: str) -> AnyArray:
+        """Read a vector of numbers.
+
+        Parameters
+        ----------
+        field
+            Its number.
+        dtype
+            Little-endian numpy type.
+
+        Returns
+        -------
+        ndarray
+            (n,), native byte order; empty where the field is absent.
+        """
+        stored = np.dtype(dtype).newbyteorder("<")
+        found = self.extent(field, stored.itemsize)
+        if found is None:
+            return np.zeros(0, np.dtype(dtype))
+        start, count = found
+        self.buffer.spend(count)
+        raw = self.buffer.data[start : start + count * stored.itemsize]
+        return np.frombuffer(raw, stored).astype(np.dtype(dtype))
+
+    def tables(self, field: int) -> list[Table]:
+        """Read a vector of tables.
+
+        Parameters
+        ----------
+        field
+            Its number.
+
+        Returns
+        -------
+        list of Table
+            Empty where the field is absent.
+        """
+        start, count = self.extent(field, 4) or (0, 0)
+        self.buffer.spend(count)
+        return [Table(self.buffer, self.buffer.follow(start + 4 * i)) for i in range(count)]
+
+    def text(self, field: int, *, limit: int = 4096) -> str:
+        """Read a string.
+
+        Parameters
+        ----------
+        field
+            Its number.
+        limit
+            Bytes kept at most.
+
+        Returns
+        -------
+        str
+            "" where it is absent; undecodable bytes as backslash escapes.
+        """
+        start, count = self.extent(field, 1) or (0, 0)
+        count = min(count, limit)
+        self.buffer.spend(count)
+        return bytes(self.buffer.data[start : start + count]).decode("utf-8", "backslashreplace")
