@@ -1,0 +1,233 @@
+"""Arrays as files keep them: bytes at an offset, strides, an element type; loaded on demand."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from filterdb.errors import FetchError, MalformedFileError
+from filterdb.sources.formats.file_view import dequantise
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from filterdb.types import AnyArray, Shape
+
+
+class StoredBytes(Protocol):
+    """A run of bytes a tensor's elements lie in."""
+
+    @property
+    def size(self) -> int:
+        """How many bytes there are."""
+
+    def view(self, start: int, count: int) -> AnyArray:
+        """Return `count` bytes from `start` on as a read-only uint8 array."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileBytes:
+    """Bytes that lie in the file as they are; viewing maps them.
+
+    Parameters
+    ----------
+    path
+        The file.
+    offset, size
+        Where in it, in bytes.
+    """
+
+    path: Path
+    offset: int
+    size: int
+
+    def view(self, start: int, count: int) -> AnyArray:
+        """Return `count` bytes from `start` on, mapped read-only."""
+        if not count:
+            return np.zeros(0, np.uint8)
+        try:
+            mapped = np.memmap(
+                self.path, dtype=np.uint8, mode="r", offset=self.offset + start, shape=(count,)
+            )
+        except OSError as error:
+            raise FetchError(f"cannot read {self.path.name}: {error}") from error
+        except ValueError as error:
+            raise MalformedFileError(f"{self.path.name} has become shorter: {error}") from error
+        return mapped.view(np.ndarray)
+
+
+@dataclass(frozen=True, slots=True)
+class DeflatedBytes:
+    """Bytes compressed with deflate; viewing inflates all of them.
+
+    Parameters
+    ----------
+    path
+        The file.
+    offset, compressed
+        Where in it and how many, in bytes.
+    size
+        Bytes once inflated; more or fewer is an error.
+    crc
+        CRC-32 of the inflated bytes.
+    """
+
+    path: Path
+    offset: int
+    compressed: int
+    size: int
+    crc: int
+
+    def view(self, start: int, count: int) -> AnyArray:
+        """Return `count` bytes from `start` on of the inflated bytes."""
+        packed = FileBytes(self.path, self.offset, self.compressed).view(0, self.compressed)
+        inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+        try:
+            # One byte more than announced is enough to notice a bomb.
+            plain = inflater.decompress(packed.data, self.size + 1)
+        except zlib.error as error:
+            raise MalformedFileError(f"{self.path.name}: cannot inflate: {error}") from error
+        if len(plain) != self.size or zlib.crc32(plain) != self.crc:
+            raise MalformedFileError(
+                f"{self.path.name}: a compressed part of {self.compressed} bytes does not inflate "
+                f"to the {self.size} bytes and the checksum its header names"
+            )
+        return np.frombuffer(plain, np.uint8)[start : start + count]
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryBytes:
+    """Bytes that were read with the header (small arrays pickled in line)."""
+
+    data: bytes
+
+    @property
+    def size(self) -> int:
+        """How many bytes there are."""
+        return len(self.data)
+
+    def view(self, start: int, count: int) -> AnyArray:
+        """Return `count` bytes from `start` on."""
+        return np.frombuffer(self.data, np.uint8)[start : start + count]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredArray:
+    """One array in a run of bytes. Calling it loads the array.
+
+    Parameters
+    ----------
+    source
+        The bytes.
+    offset
+        Byte offset of the first element in them.
+    shape
+        Extents.
+    strides
+        In elements, as torch counts them; none negative.
+    dtype
+        Numpy's name of the element type, or "bfloat16".
+    big_endian
+        Byte order.
+    """
+
+    source: StoredBytes
+    offset: int
+    shape: Shape
+    strides: tuple[int, ...]
+    dtype: str
+    big_endian: bool = False
+
+    def __call__(self) -> AnyArray:
+        """Load the array: native byte order, C order, possibly a read-only view of the file."""
+        stored = np.dtype("uint16" if self.dtype == "bfloat16" else self.dtype)
+        raw = self.source.view(self.offset, span(self.shape, self.strides) * stored.itemsize)
+        # A copy where elements lie across word borders: compiled kernels want aligned memory.
+        if raw.ctypes.data % stored.itemsize:
+            raw = raw.copy()
+        flat = raw.view(stored.newbyteorder(">" if self.big_endian else "<"))
+        if 0 in self.shape:
+            return _native(flat.reshape(self.shape), self.dtype)
+        steps = tuple(stride * stored.itemsize for stride in self.strides)
+        return _native(np.lib.stride_tricks.as_strided(flat, self.shape, steps), self.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class QuantisedArray:
+    """Integers and their scales. Calling it loads ``(integers − zero points) · scales``.
+
+    Parameters
+    ----------
+    integers
+        The stored array.
+    scale, zero_point
+        One value, or stored arrays of one value per index of `axis`.
+    axis
+        Along which the scales run.
+    """
+
+    integers: StoredArray
+    scale: float | StoredArray
+    zero_point: float | StoredArray
+    axis: int = 0
+
+    def __call__(self) -> AnyArray:
+        """Load the array as float32."""
+        scale, zero = _values(self.scale), _values(self.zero_point)
+        return dequantise(self.integers(), scale, zero, axis=self.axis)
+
+
+def _values(number: float | StoredArray) -> AnyArray:
+    return number() if isinstance(number, StoredArray) else np.array(number)
+
+
+def span(shape: Shape, strides: tuple[int, ...]) -> int:
+    """Return how many elements of storage an array reaches over.
+
+    Parameters
+    ----------
+    shape, strides
+        Extents and strides, in elements.
+
+    Returns
+    -------
+    int
+        Index of the last element plus one; 0 for an empty array.
+    """
+    if 0 in shape:
+        return 0
+    return 1 + sum((extent - 1) * stride for extent, stride in zip(shape, strides, strict=True))
+
+
+def c_strides(shape: Shape) -> tuple[int, ...]:
+    """Return the strides, in elements, of a C-ordered array.
+
+    Parameters
+    ----------
+    shape
+        Its extents.
+
+    Returns
+    -------
+    tuple of int
+        One stride per axis.
+    """
+    strides, step = [], 1
+    for extent in reversed(shape):
+        strides.append(step)
+        step *= extent
+    return tuple(reversed(strides))
+
+
+def _native(values: AnyArray, dtype: str) -> AnyArray:
+    values = np.ascontiguousarray(values).reshape(values.shape)
+    values = values.astype(values.dtype.newbyteorder("="), copy=False)
+    if dtype != "bfloat16":
+        return values
+    # bfloat16 is the upper half of a float32: shifting it there loses nothing.
+    widened: AnyArray = values.astype(np.uint32)
+    widened <<= 16
+    return widened.view(np.float32)

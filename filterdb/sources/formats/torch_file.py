@@ -1,0 +1,264 @@
+"""PyTorch checkpoints (zip since 1.6, the older pickle container) and TorchScript archives.
+
+Nothing is executed and torch is not imported: the pickles are interpreted by
+:mod:`filterdb.sources.formats.pickle_reader`, storages are mapped from the file when a tensor is
+loaded. State dicts, dictionaries around them and pickled modules are read alike.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from filterdb.errors import MalformedFileError, UnsupportedFormatError
+from filterdb.layers.raw import RawModel, Tensor
+from filterdb.sources.formats.base import FormatReader, ModelFile
+from filterdb.sources.formats.file_view import map_file
+from filterdb.sources.formats.pickle_reader import Unpickled, read_pickle
+from filterdb.sources.formats.stored_array import FileBytes, StoredBytes
+from filterdb.sources.formats.torch_groups import collect
+from filterdb.sources.formats.torch_parts import Found, Part, join
+from filterdb.sources.formats.torch_tensors import StorageRef, TensorTable, storage_ref
+from filterdb.sources.formats.torch_walk import Walker
+from filterdb.sources.formats.zip_entries import ZipEntries, open_zip
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from filterdb.sources.formats.file_view import ByteSource
+
+_LEGACY_PROTOCOL = 1001
+#: The magic number as pickle protocols 0 and 1, and 2 and later, write it.
+_MAGIC_TEXT = b"L119547037146038801333356L\n."
+_MAGIC_BYTES = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+_TAR_MEMBERS = (b"sys_info", b"pickle", b"storages", b"tensors")
+_LISTED_CLASSES = 5
+_TAIL_BYTES = 64 * 1024
+
+
+def _sniff(head: bytes, file: ModelFile) -> bool:
+    if _is_legacy(head):
+        return True
+    if head[257:262] == b"ustar" and head[:100].rstrip(b"\0").strip(b"./") in _TAR_MEMBERS:
+        return True
+    if not head.startswith(b"PK\3\4"):
+        return False
+    # torch.save writes NAME/data.pkl first; in TorchScript it may come last.
+    return b"/data.pkl" in head or b"/data.pkl" in _tail(file)
+
+
+def _is_legacy(head: bytes) -> bool:
+    return head.startswith(_MAGIC_TEXT) or (head[:1] == b"\x80" and _MAGIC_BYTES in head[:32])
+
+
+def _tail(file: ModelFile) -> bytes:
+    try:
+        with file.path.open("rb") as handle:
+            handle.seek(max(handle.seek(0, 2) - _TAIL_BYTES, 0))
+            return handle.read(_TAIL_BYTES)
+    except OSError:
+        return b""
+
+
+def _read(file: ModelFile) -> RawModel:
+    label = file.name or file.path.name
+    with map_file(file.path) as data:
+        head, size = bytes(data[:4096]), len(data)
+        if head.startswith(b"PK"):
+            return _read_zip(file.path, label, size)
+        if head[257:262] == b"ustar":
+            raise UnsupportedFormatError(
+                f"{label}: a tar file as torch 0.1 wrote it",
+                tip="load it with an old torch and save it again",
+            )
+        if not _is_legacy(head):
+            raise MalformedFileError(
+                f"{label}: neither of torch's containers; expected a zip file or torch's magic "
+                f"number, got {head[:8].hex(' ') or 'an empty file'}"
+            )
+        return _read_legacy(file.path, label, data)
+
+
+# -- zip -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _ZipStorages:
+    entries: ZipEntries
+    folder: str
+    big_endian: bool
+
+    def find(self, key: str, nbytes: int) -> StoredBytes:
+        name = f"{self.folder}{key}"
+        member = self.entries.members.get(name)
+        if member is None:
+            raise MalformedFileError(f"{self.entries.label}: storage {name!r} is not in the file")
+        if member.size < nbytes:
+            raise MalformedFileError(
+                f"{self.entries.label}: storage {name!r} has {member.size} bytes, the pickle "
+                f"expects {nbytes}"
+            )
+        return member
+
+
+def _read_zip(path: Path, label: str, size: int) -> RawModel:
+    entries = open_zip(path, label)
+    roots = sorted(
+        (name.removesuffix("data.pkl") for name in entries.members if _is_data(name)), key=len
+    )
+    if not roots:
+        raise UnsupportedFormatError(
+            f"{label}: a zip file without torch's data.pkl",
+            tip="early TorchScript (model.json) and exported programs (.pt2) are not read",
+        )
+    root = roots[0]
+    order = entries.read(f"{root}byteorder") if f"{root}byteorder" in entries.members else b""
+    if order not in (b"", b"little", b"big"):
+        raise MalformedFileError(f"{label}: byte order {order[:20]!r}, expected little or big")
+    script = f"{root}constants.pkl" in entries.members
+    part, notes = _part_of_zip(entries, root, "data", size, big_endian=order == b"big")
+    if script:
+        constants, _ = _part_of_zip(entries, root, "constants", size, big_endian=order == b"big")
+        part = Part(part.tensors + constants.below("constants").tensors, part.nodes)
+        notes = ("TorchScript: its tensors and modules are read, its code is not",)
+    return _model(part, notes)
+
+
+def _is_data(name: str) -> bool:
+    return name == "data.pkl" or name.endswith("/data.pkl")
+
+
+def _part_of_zip(
+    entries: ZipEntries, root: str, name: str, size: int, *, big_endian: bool
+) -> tuple[Part, tuple[str, ...]]:
+    where = f"{entries.label}: {name}.pkl"
+    pickle = read_pickle(entries.read(f"{root}{name}.pkl"), where=where)
+    storages = _ZipStorages(entries, f"{root}{name}/", big_endian)
+    walker = Walker(TensorTable(entries.label, storages), where, pickle.n_opcodes, size)
+    return collect(walker, pickle.value), _notes(pickle, "zip")
+
+
+# -- the older container ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _LegacyStorages:
+    label: str
+    stored: Mapping[str, StoredBytes]
+    big_endian: bool = False
+
+    def find(self, key: str, nbytes: int) -> StoredBytes:
+        found = self.stored.get(key)
+        if found is None:
+            raise MalformedFileError(f"{self.label}: storage {key[:40]!r} is not in the file")
+        if found.size < nbytes:
+            raise MalformedFileError(
+                f"{self.label}: storage {key[:40]!r} has {found.size} bytes, the pickle expects "
+                f"{nbytes}"
+            )
+        return found
+
+
+def _read_legacy(path: Path, label: str, data: ByteSource) -> RawModel:
+    magic = read_pickle(data, where=f"{label}: magic number")
+    protocol = read_pickle(data, magic.end, where=f"{label}: protocol")
+    if protocol.value != _LEGACY_PROTOCOL:
+        raise UnsupportedFormatError(f"{label}: version of torch's container is not 1001")
+    system = read_pickle(data, protocol.end, where=f"{label}: system")
+    content = read_pickle(data, system.end, where=f"{label}: pickle")
+    keys = read_pickle(data, content.end, where=f"{label}: storage keys")
+    stored = _legacy_storages(path, label, data, content, keys)
+    table = TensorTable(label, _LegacyStorages(label, stored))
+    walker = Walker(table, label, content.n_opcodes, len(data))
+    return _model(collect(walker, content.value), _notes(content, "legacy container"))
+
+
+def _legacy_storages(
+    path: Path, label: str, data: ByteSource, content: Unpickled, keys: Unpickled
+) -> dict[str, StoredBytes]:
+    """Find the storages, which lie one behind the other: element count (8 bytes), elements."""
+    refs: dict[str, StorageRef] = {}
+    for reference in content.persistent:
+        ref = storage_ref(reference.value, label)
+        if ref is not None:
+            refs.setdefault(ref.key, ref)
+    if not isinstance(keys.value, list):
+        raise MalformedFileError(f"{label}: the list of storage keys is no list")
+    stored: dict[str, StoredBytes] = {}
+    position = keys.end
+    for key in keys.value:
+        ref = refs.get(str(key)) if type(key) in (str, int) else None
+        if ref is None or ref.key in stored:
+            raise MalformedFileError(
+                f"{label}: storage {str(key)[:40]!r} is listed, but not used, or listed twice"
+            )
+        if position + 8 > len(data):
+            raise MalformedFileError(f"{label} ends before storage {ref.key[:40]!r}")
+        (count,) = struct.unpack("<q", data[position : position + 8])
+        size = count * ref.itemsize
+        if count != ref.numel or position + 8 + size > len(data):
+            raise MalformedFileError(
+                f"{label}: storage {ref.key[:40]!r} at byte {position} announces {count} elements "
+                f"of {ref.itemsize} bytes; the pickle expects {ref.numel}, and "
+                f"{len(data) - position - 8} bytes follow"
+            )
+        stored[ref.key] = FileBytes(path, position + 8, size)
+        position += 8 + size
+    return stored
+
+
+# -- the model -------------------------------------------------------------------------------------
+
+
+def _notes(pickle: Unpickled, container: str) -> tuple[str, ...]:
+    own = ("torch", "collections", "builtins", "__builtin__", "numpy", "_codecs", "copyreg")
+    foreign = [g.path for g in pickle.globals if g.module.partition(".")[0] not in own]
+    if not foreign:
+        return (f"torch {container}",)
+    more = ", …" if len(foreign) > _LISTED_CLASSES else ""
+    listed = ", ".join(path[:80] for path in foreign[:_LISTED_CLASSES])
+    return (f"torch {container}", f"classes left as placeholders: {listed}{more}")
+
+
+def _model(part: Part, notes: tuple[str, ...]) -> RawModel:
+    names: dict[str, int] = {}
+    tensors: list[Tensor] = []
+    for found in part.tensors:
+        name = found.name or "tensor"
+        again = names.get(name, 0)
+        names[name] = again + 1
+        if again:
+            name = join(name, f"again{again}")
+            names[name] = 1
+        tensors.append(_tensor(name, found))
+    return RawModel(
+        format="torch",
+        tensors=tuple(tensors),
+        nodes=tuple(part.nodes),
+        default_layout="OIHW",
+        notes=notes,
+    )
+
+
+def _tensor(name: str, found: Found) -> Tensor:
+    spec = found.spec
+    return Tensor(
+        name=name,
+        shape=spec.shape,
+        dtype=spec.dtype,
+        load=spec.load,
+        quantised=spec.quantised,
+        storage=spec.storage,
+        skip=found.skip,
+    )
+
+
+READER = FormatReader(
+    name="torch",
+    title="PyTorch checkpoint",
+    suffixes=(".pt", ".pth", ".ckpt", ".tar", ".bin", ".jit", ".pts", ".t7", ".pkl"),
+    sniff=_sniff,
+    read=_read,
+)
