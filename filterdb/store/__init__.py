@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from filterdb.store.filters import Block, Filters
-    from filterdb.store.reader import Layer, Store, open_store
+    from filterdb.store.parts import Layer
+    from filterdb.store.reader import Store, open_store
     from filterdb.store.table import Table
 
 #: Where each public name lives; nothing is imported before it is asked for. Checking a store is
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Block": "filterdb.store.filters",
     "Filters": "filterdb.store.filters",
-    "Layer": "filterdb.store.reader",
+    "Layer": "filterdb.store.parts",
     "Store": "filterdb.store.reader",
     "Table": "filterdb.store.table",
     "open_store": "filterdb.store.reader",

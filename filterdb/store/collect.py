@@ -40,11 +40,12 @@ def collect_tables(store_path: Path, plan: Plan) -> dict[str, pa.Table]:
     manifest = current_manifest(store_path)
     committed = {name: _committed(store_path, manifest, name) for name in EXTRACTED_TABLES}
     in_store = set(committed["models"].column("model_id").to_pylist())
-    stages = {}
-    for model_id in plan.models:
-        stage = None if model_id in in_store else read_stage(store_path, model_id)
-        if stage is not None:
-            stages[model_id] = stage
+    found = {
+        model_id: read_stage(store_path, model_id, extraction=manifest.extractions + 1)
+        for model_id in plan.models
+        if model_id not in in_store
+    }
+    stages = {model_id: stage for model_id, stage in found.items() if stage is not None}
     pieces: dict[str, list[pa.Table]] = {name: [committed[name]] for name in EXTRACTED_TABLES}
     for stage in stages.values():
         for name in ("models", "layer_states", "skipped") if stage.ok else ():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +16,16 @@ from filterdb.store.layout import parse_dataset, shard_name
 from filterdb.store.parquet import VERIFY_TIP
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from filterdb.store.manifest import Manifest
-    from filterdb.types import AnyArray
+    from filterdb.types import AnyArray, ModelId
 
 #: Layers are put together into dask chunks of up to this many bytes; a larger layer is one chunk.
 CHUNK_BYTES = 64 * 1024 * 1024
+#: Rows of the layer table turned into dictionaries at once.
+ROWS_AT_ONCE = 256
+RANGE_COLUMNS = ("shard", "dataset", "start", "stop")
 
 
 @dataclass(frozen=True)
@@ -194,8 +200,10 @@ class Filters:
         The store.
     kernel
         "3x3".
-    rows
-        Rows of stored layers with model columns, in plan order.
+    layers
+        Rows of `layers` that are stored and not shared, in plan order.
+    models
+        Columns of each model, as they stand in a block's row.
     dtype
         Element type values are converted to; None leaves them as stored, views of the file.
     """
@@ -206,19 +214,27 @@ class Filters:
         manifest: Manifest,
         *,
         kernel: str,
-        rows: Sequence[dict[str, Any]],
+        layers: pa.Table,
+        models: Mapping[ModelId, Mapping[str, Any]],
         dtype: np.dtype[Any] | None,
     ) -> None:
         self.kernel = kernel
         self._store_path = store_path
         self._manifest = manifest
-        self._rows = rows
+        self._layers = layers
+        self._models = models
         self._dtype = dtype
+
+    @cached_property
+    def ranges(self) -> list[FilterRange]:
+        """Where each layer's filters lie."""
+        columns = (self._layers.column(c).to_pylist() for c in RANGE_COLUMNS)
+        return [FilterRange(*values) for values in zip(*columns, strict=True)]
 
     @property
     def n_filters(self) -> int:
         """Filters in all layers together."""
-        return sum(row["stop"] - row["start"] for row in self._rows)
+        return sum(r.stop - r.start for r in self.ranges)
 
     @property
     def n_coefficients(self) -> int:
@@ -230,20 +246,26 @@ class Filters:
         """Element type of the dask array: the smallest that holds every layer's values exactly."""
         if self._dtype is not None:
             return self._dtype
-        stored = {parse_dataset(row["dataset"])[1] for row in self._rows}
+        stored = {parse_dataset(name)[1] for name in {r.dataset for r in self.ranges}}
         return np.result_type(*stored) if stored else np.dtype(np.float32)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return int(self._layers.num_rows)
 
     def __iter__(self) -> Iterator[Block]:
         reader = ShardReader(self._store_path, self._manifest)
-        for row in self._rows:
-            values = reader.rows(range_of(row))
+        for row, where in zip(self._rows(), self.ranges, strict=True):
+            values = reader.rows(where)
             if self._dtype is not None and values.dtype != self._dtype:
                 values = values.astype(self._dtype)
                 values.flags.writeable = False
-            yield Block(values, dict(row))
+            yield Block(values, row)
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        """Make a block's row only when it is its turn: the first block should not wait for all."""
+        for start in range(0, len(self), ROWS_AT_ONCE):
+            for row in self._layers.slice(start, ROWS_AT_ONCE).to_pylist():
+                yield {**row, **self._models[row["model_id"]]}
 
     def __repr__(self) -> str:
         return (
@@ -251,27 +273,32 @@ class Filters:
             f"{self.n_filters:,} filters · {self.dtype}>"
         )
 
-    def groups(self) -> list[list[dict[str, Any]]]:
+    def groups(self, chunk_bytes: int = CHUNK_BYTES) -> list[list[FilterRange]]:
         """Return the layers of each dask chunk: consecutive ones, up to 64 MB together.
+
+        Parameters
+        ----------
+        chunk_bytes
+            Size a chunk is filled up to.
 
         Returns
         -------
-        list of list of dict
-            Rows, in order; no layer is split.
+        list of list of FilterRange
+            In order; no layer is split.
         """
-        groups: list[list[dict[str, Any]]] = []
+        groups: list[list[FilterRange]] = []
         size = 0
         row_bytes = self.n_coefficients * self.dtype.itemsize
-        for row in self._rows:
-            n_bytes = (row["stop"] - row["start"]) * row_bytes
-            if not groups or size + n_bytes > CHUNK_BYTES:
+        for where in self.ranges:
+            n_bytes = (where.stop - where.start) * row_bytes
+            if not groups or size + n_bytes > chunk_bytes:
                 groups.append([])
                 size = 0
-            groups[-1].append(row)
+            groups[-1].append(where)
             size += n_bytes
         return groups
 
-    def to_dask(self, *, dtype: object = None) -> Any:
+    def to_dask(self, *, dtype: object = None, chunk_bytes: int = CHUNK_BYTES) -> Any:
         """Return all filters as one dask array whose chunk borders are layer borders.
 
         Tasks carry the store's path and integers, never arrays.
@@ -280,6 +307,8 @@ class Filters:
         ----------
         dtype
             Element type; None is :attr:`dtype`.
+        chunk_bytes
+            Consecutive layers share a chunk up to this size.
 
         Returns
         -------
@@ -289,10 +318,10 @@ class Filters:
         import dask.array as da
 
         wanted = self.dtype if dtype is None else np.dtype(dtype)  # type: ignore[call-overload]
-        groups = self.groups()
-        chunks = tuple(sum(r["stop"] - r["start"] for r in group) for group in groups) or (0,)
+        groups = self.groups(chunk_bytes)
+        chunks = tuple(sum(r.stop - r.start for r in group) for group in groups) or (0,)
         path = str(self._store_path.resolve())
-        tasks = [_merged([range_of(row) for row in group]) for group in groups] or [()]
+        tasks = [_merged(group) for group in groups] or [()]
         token = hashlib.sha256(repr((path, self._digests(), tasks, wanted.str)).encode())
         name = f"filters-{self.kernel}-{token.hexdigest()[:32]}"
         graph = {
@@ -302,7 +331,7 @@ class Filters:
         return da.Array(graph, name, (chunks, (self.n_coefficients,)), dtype=wanted)
 
     def _digests(self) -> list[str]:
-        shards = sorted({row["shard"] for row in self._rows})
+        shards = sorted({r.shard for r in self.ranges})
         return [self._manifest.shards[s].sha256 for s in shards if s in self._manifest.shards]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -69,12 +70,28 @@ class Manifest:
         How many of those commits came from an extraction.
     plan_sha256
         Hash of the committed plan; empty where there is none.
+    settings_sha256
+        Hash of ``store.json``.
     """
 
     rows: tuple[ManifestRow, ...] = ()
     generation: int = 0
     extractions: int = 0
     plan_sha256: str = ""
+    settings_sha256: str = ""
+
+    @property
+    def seal(self) -> str:
+        """Hash of everything above, kept in the file, since no other file vouches for it."""
+        rows = sorted((asdict(row) for row in self.rows), key=lambda row: str(row["path"]))
+        content = [
+            self.generation,
+            self.extractions,
+            self.plan_sha256,
+            self.settings_sha256,
+            rows,
+        ]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @cached_property
     def tables(self) -> dict[str, ManifestRow]:
@@ -162,12 +179,16 @@ def read_manifest(store_path: Path) -> Manifest:
             table = file.read()
         metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
         rows = tuple(ManifestRow(**row) for row in table.to_pylist())
-        return Manifest(
+        manifest = Manifest(
             rows,
             int(metadata["generation"]),
             int(metadata["extractions"]),
             metadata["plan_sha256"],
+            metadata["settings_sha256"],
         )
+        if manifest.seal != metadata["seal"]:
+            raise ValueError("its rows are not those that were committed")
+        return manifest
     except FileNotFoundError as error:
         raise IncompleteStoreError(
             f"extraction into {store_path} has not finished: nothing is committed yet",
@@ -220,6 +241,8 @@ def write_manifest(store_path: Path, manifest: Manifest) -> None:
             "generation": str(manifest.generation),
             "extractions": str(manifest.extractions),
             "plan_sha256": manifest.plan_sha256,
+            "settings_sha256": manifest.settings_sha256,
+            "seal": manifest.seal,
         },
     )
     write_bytes_durably(store_path / MANIFEST_FILE, content)

@@ -135,6 +135,7 @@ def table_bytes(table: pa.Table, metadata: Mapping[str, str] | None = None) -> m
         data_page_version="1.0",
         use_dictionary=True,
         write_statistics=True,
+        write_page_checksum=True,
     )
     return memoryview(sink.getvalue())
 
@@ -176,7 +177,7 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path, memory_map=True) as file:
+        with pq.ParquetFile(path, memory_map=True, page_checksum_verification=True) as file:
             return file.read(columns=None if columns is None else list(columns))
     except FileNotFoundError as error:
         raise CorruptShardError(f"{path} is missing", tip=VERIFY_TIP) from error

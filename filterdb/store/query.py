@@ -202,7 +202,8 @@ def _register(
         _execute(
             connection,
             f"CREATE VIEW {LAYER_VIEW} AS SELECT {selected} FROM layers "
-            "JOIN models USING (model_id) LEFT JOIN quality ON quality.layer_uid = layers.layer_uid "
+            "JOIN models USING (model_id) "
+            "LEFT JOIN quality ON quality.layer_uid = layers.layer_uid "
             "AND quality.weights = 'raw' AND quality.sparse = 'kept'",
         )
         columns[LAYER_VIEW] = list(view_columns())

@@ -12,14 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from filterdb.errors import CorruptShardError, IncompleteStoreError, UnknownNameError, UsageError
-from filterdb.store.filters import Block, Filters, ShardReader, range_of
-from filterdb.store.layout import EXTRACTED_TABLES, is_stored
+from filterdb.errors import (
+    CorruptShardError,
+    IncompleteStoreError,
+    StoreError,
+    UnknownNameError,
+    UsageError,
+)
+from filterdb.store.filters import Filters, ShardReader, range_of
+from filterdb.store.layout import EXTRACTED_TABLES
 from filterdb.store.manifest import Manifest, read_manifest, read_plan, read_settings
 from filterdb.store.parquet import VERIFY_TIP, read_table
+from filterdb.store.parts import Layer, Tables, describe_store
 from filterdb.store.plan import Plan
 from filterdb.store.query import LAYER_VIEW, run_query, view_columns
-from filterdb.store.schema import FORMAT_VERSION, MANIFEST, TABLES
+from filterdb.store.schema import MANIFEST, TABLES
 from filterdb.store.table import Table
 
 if TYPE_CHECKING:
@@ -77,21 +84,22 @@ class Store:
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
-        self._manifest = manifest
+        #: What was in force when the store was opened.
+        self.committed = manifest
         self._loaded: dict[str, Table] = {}
         self.tables = Tables(self)
 
     @property
     def generation(self) -> int:
         """Number of the commit this is."""
-        return self._manifest.generation
+        return self.committed.generation
 
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the committed filters and of the tables that describe them."""
         lines = sorted(
             f"{row.name} {row.sha256}"
-            for row in self._manifest.rows
+            for row in self.committed.rows
             if row.kind == "filters" or row.name in ("models", "layers", "layer_states")
         )
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
@@ -99,12 +107,12 @@ class Store:
     @property
     def n_bytes(self) -> int:
         """Size of all files of the store, bytes."""
-        return sum(row.bytes for row in self._manifest.rows)
+        return sum(row.bytes for row in self.committed.rows)
 
     @cached_property
     def plan(self) -> Plan:
         """Which model stands in which shard."""
-        return read_plan(self.path, self._manifest) or Plan()
+        return read_plan(self.path, self.committed) or Plan()
 
     @property
     def models(self) -> Table:
@@ -164,7 +172,7 @@ class Store:
         from filterdb.store.parquet import rows_to_table
 
         return Table(
-            rows_to_table(MANIFEST, [asdict(r) for r in self._manifest.rows]), name="manifest"
+            rows_to_table(MANIFEST, [asdict(r) for r in self.committed.rows]), name="manifest"
         )
 
     def table(self, name: str) -> Table:
@@ -198,13 +206,18 @@ class Store:
         return self._loaded[name]
 
     def _read(self, name: str) -> pa.Table:
-        row = self._manifest.tables.get(name)
+        row = self.committed.tables.get(name)
         if row is None:
             command = "extract CATALOG --store" if name in EXTRACTED_TABLES else "analyze"
             raise IncompleteStoreError(
                 f"{self.path} has no table {name!r} yet", tip=f"run filterdb {command} {self.path}"
             )
         path = self.path / row.path
+        if not path.exists() and read_manifest(self.path).generation != self.generation:
+            raise StoreError(
+                f"{self.path} was committed to since it was opened, and this table is gone",
+                tip="open the store again",
+            )
         size = path.stat().st_size if path.exists() else None
         if size is not None and size != row.bytes:
             raise CorruptShardError(
@@ -305,14 +318,15 @@ class Store:
         known = self.kernels()
         if kernel not in known:
             self._refuse_kernel(kernel, known)
-        chosen = None
-        if where is not None:
-            chosen = set(self.select_layers(where)["layer_uid"].to_pylist())
-        rows = [
-            row for row in self._layer_rows(kernel) if chosen is None or row["layer_uid"] in chosen
-        ]
         wanted = None if dtype is None else np.dtype(dtype)
-        return Filters(self.path, self._manifest, kernel=kernel, rows=rows, dtype=wanted)
+        return Filters(
+            self.path,
+            self.committed,
+            kernel=kernel,
+            layers=self._stored_layers(kernel, where),
+            models=self._model_rows,
+            dtype=wanted,
+        )
 
     def kernels(self) -> dict[str, int]:
         """Return the kernels whose filters are stored, and how many there are of each.
@@ -354,7 +368,7 @@ class Store:
             for row in self.models.to_pylist()
         }
 
-    def _layer_rows(self, kernel: str) -> list[dict[str, Any]]:
+    def _stored_layers(self, kernel: str, where: str | None) -> pa.Table:
         import pyarrow.compute as pc
 
         layers = self.layers.arrow
@@ -362,8 +376,10 @@ class Store:
             pc.equal(layers.column("kernel"), kernel),
             pc.and_(pc.is_valid(layers.column("shard")), pc.is_null(layers.column("shared_with"))),
         )
-        rows = layers.filter(mask).to_pylist()
-        return [{**row, **self._model_rows[row["model_id"]]} for row in rows]
+        if where is not None:
+            chosen = self.sql(f"SELECT layer_uid FROM {LAYER_VIEW} WHERE (\n{where}\n)").arrow
+            mask = pc.and_(mask, pc.is_in(layers.column("layer_uid"), chosen.column(0)))
+        return layers.filter(mask)
 
     def layer(self, model_id: str, name: str) -> Layer:
         """Return one layer.
@@ -410,120 +426,7 @@ class Store:
         ndarray
             (n_filters, k²), read-only view.
         """
-        return ShardReader(self.path, self._manifest).rows(range_of(layer))
+        return ShardReader(self.path, self.committed).rows(range_of(layer))
 
     def __repr__(self) -> str:
-        layers = self.layers.select(["kernel", "shard", "n_filters"]).to_pylist()
-        n_filters = sum(self.models["n_filters"].to_pylist())
-        unstored = Counter(r["kernel"] for r in layers if r["shard"] is None)
-        kernels = [f"{_times(k)} {n:,}" for k, n in list(self.kernels().items())[:6]]
-        kernels += [f"{_times(k)} ({n:,} layers)" for k, n in unstored.most_common(2)]
-        tasks = Counter(self.models["task"].to_pylist()).most_common()
-        more = f", … {len(tasks)}" if len(tasks) > 3 else ""
-        return (
-            f"<filterdb.Store {self.path}  format {FORMAT_VERSION} · "
-            f"{self.models.num_rows:,} models · {len(layers):,} layers · {n_filters:,} filters · "
-            f"{self.n_bytes / 1e6:,.0f} MB · generation {self.generation}>\n"
-            f"  kernels  {' · '.join(kernels) or 'none'}      "
-            f"tasks  {', '.join(f'{t} {n}' for t, n in tasks[:3])}{more}"
-        )
-
-
-class Tables:
-    """The tables of a store by name: ``store.tables["layers"]``.
-
-    Parameters
-    ----------
-    store
-        The store.
-    """
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-
-    def __getitem__(self, name: str) -> Table:
-        return self._store.table(name)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.names()
-
-    def __iter__(self) -> Any:
-        return iter(self.names())
-
-    def __len__(self) -> int:
-        return len(self.names())
-
-    def names(self) -> list[str]:
-        """Return the tables this store has.
-
-        Returns
-        -------
-        list of str
-            In the order of schema.py, the manifest last.
-        """
-        return [*(n for n in TABLES if n in self._store._manifest.tables), "manifest"]
-
-
-class Layer:
-    """One layer of a store.
-
-    Parameters
-    ----------
-    store
-        The store.
-    row
-        Its row of `layers` with the columns of its model.
-    """
-
-    def __init__(self, store: Store, row: dict[str, Any]) -> None:
-        self._store = store
-        self.row = row
-
-    @property
-    def values(self) -> AnyArray:
-        """Its filters, (n_filters, k²), a read-only view of the file.
-
-        Raises
-        ------
-        UsageError
-            1x1 kernels are not stored.
-        """
-        if self.row["shard"] is None:
-            kernel = tuple(int(k) for k in self.row["kernel"].split("x"))
-            reason = "it holds no filter" if is_stored(kernel) else "1x1 kernels have no shape"
-            raise UsageError(f"the filters of {self.row['layer_uid']} are not stored: {reason}")
-        return self._store.rows_of(self.row)
-
-    @property
-    def block(self) -> Block:
-        """The same as :meth:`Store.filters` yields it."""
-        return Block(self.values, dict(self.row))
-
-    @property
-    def states(self) -> list[dict[str, Any]]:
-        """Its rows of `layer_states`."""
-        import pyarrow.compute as pc
-
-        table = self._store.layer_states.arrow
-        rows: list[dict[str, Any]] = table.filter(
-            pc.equal(table.column("layer_uid"), self.row["layer_uid"])
-        ).to_pylist()
-        return rows
-
-    def __repr__(self) -> str:
-        row = self.row
-        inputs = row["in_channels"] // row["groups"]
-        shape = _times("x".join([str(row["out_channels"]), str(inputs), row["kernel"]]))
-        raw = next((s for s in self.states if s["weights"] == "raw"), None)
-        sparse = ""
-        if raw and raw["n"] and raw["n_sparse_01"] is not None:
-            share = 100 * raw["n_sparse_01"] / raw["n"]
-            sparse = f"; {share:.3g} % nearly zero (|w| < 1 % of the layer's largest)"
-        return (
-            f"<filterdb.Layer {row['name']} of {row['model_id']}: {row['op']} {shape}, "
-            f"{row['role']}, {row['n_filters']:,} filters{sparse}>"
-        )
-
-
-def _times(kernel: str) -> str:
-    return kernel.replace("x", "×")
+        return describe_store(self)

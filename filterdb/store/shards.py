@@ -28,7 +28,7 @@ from filterdb.store.layout import (
     write_bytes_durably,
 )
 from filterdb.store.schema import LAYERS
-from filterdb.store.staging import Stage, raw_file, read_stage
+from filterdb.store.staging import Stage, next_extraction, raw_file, read_stage
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -112,12 +112,7 @@ def place_layers(tables: Sequence[pa.Table], number: int) -> list[pa.Table]:
             row.update(shard=number, start=start, stop=start + row["n_filters"])
         for row in rows:
             if row["dataset"] is not None and row["shared_with"] is not None:
-                owner = by_uid.get(row["shared_with"])
-                if owner is None or owner["tensor_sha256"] != row["tensor_sha256"]:
-                    raise StoreError(
-                        f"layer {row['layer_uid']} says it shares the filters of "
-                        f"{row['shared_with']}, which are not the same"
-                    )
+                owner = by_uid[row["shared_with"]]  # staging has checked that it is there
                 row.update({c: owner[c] for c in ("shard", "dataset", "start", "stop")})
         placed.append(pa.Table.from_pylist(rows, schema=LAYERS.arrow))
     return placed
@@ -151,8 +146,9 @@ def assemble_shard(
         The disk refused.
     """
     stages = []
+    extraction = next_extraction(store_path)
     for model_id in model_ids:
-        stage = read_stage(store_path, model_id)
+        stage = read_stage(store_path, model_id, extraction=extraction)
         if stage is None:
             raise StoreError(f"shard {number}: model {model_id} is not staged")
         if stage.ok:

@@ -11,96 +11,52 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from filterdb.errors import LayerError, StoreError
 from filterdb.store.layout import (
     WIP_FOLDER,
     WIP_TEMPORARY,
-    dataset_name,
     disk_errors,
     file_sha256,
     fsync_folder,
-    is_stored,
     make_folder,
-    tensor_sha256,
     write_bytes_durably,
 )
 from filterdb.store.manifest import current_manifest
 from filterdb.store.parquet import read_table, rows_to_table, write_table
-from filterdb.store.schema import FAILURES, LAYER_STATES, LAYERS, MODELS, SKIPPED
+from filterdb.store.schema import FAILURES, LAYER_STATES, LAYERS, MODELS, SKIPPED, TableSchema
+from filterdb.store.staged import (
+    RawFiles,
+    StagedLayer,
+    StagedModel,
+    check_layers,
+    raw_file,
+    readable,
+    write_layer,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from filterdb.types import AnyArray, ModelId
+    from filterdb.types import ModelId
+
+__all__ = [
+    "DONE_FILE",
+    "Stage",
+    "StagedLayer",
+    "StagedModel",
+    "next_extraction",
+    "raw_file",
+    "read_stage",
+    "stage_model",
+    "stage_path",
+]
 
 DONE_FILE = "done.json"
-#: Element types a shard may hold.
-STORED_DTYPES = ("float16", "float32", "float64")
-#: Columns of `layers` that staging and commit fill in.
-FILLED_COLUMNS = (
-    "stored_dtype",
-    "shard",
-    "dataset",
-    "start",
-    "stop",
-    "tensor_sha256",
-    "duplicate_of",
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class StagedLayer:
-    """One layer on its way into the store.
-
-    Parameters
-    ----------
-    row
-        Columns of `layers` but those of :data:`FILLED_COLUMNS`, which the store fills in.
-    weights
-        (out_channels, in_channels / groups, *kernel), canonical, float16, float32 or float64.
-        Always given, to be hashed; written only if the kernel is not 1x1 and ``shared_with`` of
-        the row is null.
-    states
-        Rows of `layer_states`.
-    """
-
-    row: Mapping[str, object]
-    weights: AnyArray
-    states: Sequence[Mapping[str, object]] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class StagedModel:
-    """One model on its way into the store: either read, or failed.
-
-    Parameters
-    ----------
-    model
-        The row of `models`; None for a failure.
-    layers
-        In file order. May be a generator: each is written and let go before the next is asked for.
-    skipped
-        Rows of `skipped`.
-    failure
-        The row of `failures`; None for a model that was read. ``attempts`` counts this run as 1;
-        earlier ones are added at the commit.
-    key
-        Any word that changes when the model would have to be staged again (a hash of its
-        catalogue entry).
-    """
-
-    model: Mapping[str, object] | None = None
-    layers: Iterable[StagedLayer] = ()
-    skipped: Sequence[Mapping[str, object]] = ()
-    failure: Mapping[str, object] | None = None
-    key: str = ""
 
 
 @dataclass(frozen=True)
@@ -192,10 +148,8 @@ def stage_model(store_path: Path, model_id: ModelId, record: StagedModel) -> Sta
 
     Raises
     ------
-    StoreError
-        A row breaks the schema.
     LayerError
-        Weights do not fit their row.
+        A row breaks the schema, or weights do not fit their row.
     PipelineError
         The disk refused.
     """
@@ -207,7 +161,7 @@ def stage_model(store_path: Path, model_id: ModelId, record: StagedModel) -> Sta
         shutil.rmtree(work)
     make_folder(work)
     try:
-        _write_stage(work, record, target=current_manifest(store_path).extractions + 1)
+        _write_stage(work, record, target=next_extraction(store_path))
         with disk_errors(final):
             fsync_folder(work)
             if final.exists():
@@ -223,7 +177,29 @@ def stage_model(store_path: Path, model_id: ModelId, record: StagedModel) -> Sta
     return stage
 
 
-def read_stage(store_path: Path, model_id: ModelId, *, key: str | None = None) -> Stage | None:
+def next_extraction(store_path: Path) -> int:
+    """Return the number of the extraction whose commit comes next; stages are made for one.
+
+    Parameters
+    ----------
+    store_path
+        The store's folder.
+
+    Returns
+    -------
+    int
+        From 1.
+    """
+    return current_manifest(store_path).extractions + 1
+
+
+def read_stage(
+    store_path: Path,
+    model_id: ModelId,
+    *,
+    key: str | None = None,
+    extraction: int | None = None,
+) -> Stage | None:
     """Return the stage of a model for the commit that comes next.
 
     Parameters
@@ -234,6 +210,8 @@ def read_stage(store_path: Path, model_id: ModelId, *, key: str | None = None) -
         The model.
     key
         Where given, a stage with another key does not count.
+    extraction
+        As :func:`next_extraction` returns it, to ask only once for many models.
 
     Returns
     -------
@@ -247,7 +225,7 @@ def read_stage(store_path: Path, model_id: ModelId, *, key: str | None = None) -
     except (FileNotFoundError, NotADirectoryError):
         return None
     done = json.loads(content)
-    if done["extraction"] != current_manifest(store_path).extractions + 1:
+    if done["extraction"] != (extraction or next_extraction(store_path)):
         return None
     if key is not None and done["key"] != key:
         return None
@@ -261,77 +239,31 @@ def read_stage(store_path: Path, model_id: ModelId, *, key: str | None = None) -
     )
 
 
-def raw_file(dataset: str) -> str:
-    """Return the name of the staged file that holds filters for one data set.
-
-    Parameters
-    ----------
-    dataset
-        "2d/3x3/float32".
-
-    Returns
-    -------
-    str
-        "2d-3x3-float32.raw": rows in layer order, little-endian.
-    """
-    return dataset.replace("/", "-") + ".raw"
-
-
-@dataclass
-class _RawFiles:
-    """The open files of one stage, one per data set."""
-
-    folder: Path
-    files: dict[str, BinaryIO] = field(default_factory=dict)
-    hashes: dict[str, hashlib._Hash] = field(default_factory=dict)
-
-    def append(self, dataset: str, values: AnyArray) -> None:
-        name = raw_file(dataset)
-        with disk_errors(self.folder / name, needed=values.nbytes):
-            if name not in self.files:
-                self.files[name] = (self.folder / name).open("wb")
-                self.hashes[name] = hashlib.sha256()
-            little = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
-            content = little.data.cast("B")
-            self.files[name].write(content)
-            self.hashes[name].update(content)
-
-    def close(self) -> dict[str, tuple[int, str]]:
-        """Make the files durable; return size and hash of each."""
-        listing = {}
-        for name, file in self.files.items():
-            with disk_errors(self.folder / name):
-                file.flush()
-                os.fsync(file.fileno())
-                listing[name] = (file.tell(), self.hashes[name].hexdigest())
-        self.abandon()
-        return listing
-
-    def abandon(self) -> None:
-        for file in self.files.values():
-            with disk_errors(self.folder):
-                file.close()
-
-
 def _write_stage(work: Path, record: StagedModel, *, target: int) -> None:
-    raw = _RawFiles(work)
+    raw = RawFiles(work)
     layers: list[Mapping[str, object]] = []
     states: list[Mapping[str, object]] = []
     try:
         for layer in record.layers:
-            layers.append(_write_layer(raw, layer))
+            layers.append(write_layer(raw, layer))
             states.extend(layer.states)
         listing = raw.close()
     finally:
         raw.abandon()
+    check_layers(layers)
+    tables: list[tuple[TableSchema, Sequence[Mapping[str, object]]]]
     if record.model is None or record.failure is not None:
-        tables = [(FAILURES, [record.failure or {}])]
+        tables = [(FAILURES, [readable(record.failure or {})])]
     else:
         tables = [(MODELS, [record.model]), (LAYERS, layers), (LAYER_STATES, states)]
-        tables.append((SKIPPED, list(record.skipped)))
+        tables.append((SKIPPED, record.skipped))
     for schema, rows in tables:
         path = work / f"{schema.name}.parquet"
-        write_table(path, rows_to_table(schema, rows))
+        try:
+            table = rows_to_table(schema, rows)
+        except StoreError as error:  # the model's fault, so it becomes the model's failure
+            raise LayerError(error.message) from error
+        write_table(path, table)
         listing[path.name] = (path.stat().st_size, file_sha256(path))
     done = {
         "ok": record.failure is None,
@@ -340,30 +272,3 @@ def _write_stage(work: Path, record: StagedModel, *, target: int) -> None:
         "files": dict(sorted(listing.items())),
     }
     write_bytes_durably(work / DONE_FILE, json.dumps(done, indent=1).encode())
-
-
-def _write_layer(raw: _RawFiles, layer: StagedLayer) -> dict[str, object]:
-    row, weights = layer.row, layer.weights
-    uid = row.get("layer_uid")
-    dtype = weights.dtype.name
-    expected = (row.get("out_channels"), weights.shape[1] if weights.ndim > 1 else None)
-    if weights.ndim < 3 or weights.shape[:2] != expected or dtype not in STORED_DTYPES:
-        raise LayerError(
-            f"layer {uid}: expected weights of (out_channels={row.get('out_channels')}, "
-            f"in_channels / groups, kernel) as {', '.join(STORED_DTYPES)}; "
-            f"got {weights.shape} {dtype}"
-        )
-    kernel = weights.shape[2:]
-    filters = weights.reshape(weights.shape[0] * weights.shape[1], -1)
-    if row.get("n_filters") != filters.shape[0]:
-        raise LayerError(
-            f"layer {uid}: the row says {row.get('n_filters')} filters, "
-            f"the weights {weights.shape} hold {filters.shape[0]}"
-        )
-    filled: dict[str, object] = {**row, "tensor_sha256": tensor_sha256(weights)}
-    if is_stored(kernel):
-        dataset = dataset_name(kernel, dtype)
-        filled.update(stored_dtype=dtype, dataset=dataset)
-        if row.get("shared_with") is None:
-            raw.append(dataset, filters)
-    return filled

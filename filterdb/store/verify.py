@@ -13,7 +13,14 @@ import numpy as np
 
 from filterdb.errors import CorruptShardError, StoreError
 from filterdb.store.filters import map_dataset
-from filterdb.store.layout import BLOCK_BYTES, parse_dataset, shard_name, tensor_header
+from filterdb.store.layout import (
+    BLOCK_BYTES,
+    STORE_FILE,
+    file_sha256,
+    parse_dataset,
+    shard_name,
+    tensor_header,
+)
 from filterdb.store.manifest import Manifest, ManifestRow, read_manifest, read_plan, read_settings
 from filterdb.store.parquet import check_table, read_table
 from filterdb.store.schema import LAYERS, TABLES
@@ -72,7 +79,7 @@ def verify(path: str | os.PathLike[str], progress: ProgressHook | None = None) -
         manifest = read_manifest(folder)
     except CorruptShardError as error:
         return [Problem("manifest.parquet", "manifest", "a readable manifest", error.message)]
-    problems: list[Problem] = []
+    problems = list(_settings_problems(folder, manifest))
     tables: dict[str, Any] = {}
     layers: dict[int, list[dict[str, Any]]] = {}
     ordered = sorted(manifest.rows, key=lambda row: row.kind, reverse=True)  # tables, then filters
@@ -84,7 +91,8 @@ def verify(path: str | os.PathLike[str], progress: ProgressHook | None = None) -
                 layers = _by_shard(tables["layers"])
         elif not found and row.kind == "filters":
             number = int(Path(row.path).stem)
-            found = list(_shard_problems(folder, row, layers.get(number, [])))
+            if "layers" in tables:  # a damaged layer table is not the shards' fault
+                found = list(_shard_problems(folder, row, layers.get(number, [])))
         elif not found:
             found = list(_plan_problems(folder, manifest, row))
         problems.extend(found)
@@ -94,6 +102,12 @@ def verify(path: str | os.PathLike[str], progress: ProgressHook | None = None) -
     return problems
 
 
+def _settings_problems(folder: Path, manifest: Manifest) -> Iterator[Problem]:
+    digest = file_sha256(folder / STORE_FILE)
+    if digest != manifest.settings_sha256:
+        yield Problem(STORE_FILE, "sha256", manifest.settings_sha256, digest)
+
+
 def _file_problems(folder: Path, row: ManifestRow) -> Iterator[Problem]:
     path = folder / row.path
     try:
@@ -101,8 +115,7 @@ def _file_problems(folder: Path, row: ManifestRow) -> Iterator[Problem]:
         if size != row.bytes:
             yield Problem(row.path, "bytes", f"{row.bytes:,}", f"{size:,}")
             return
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = file_sha256(path)
     except OSError as error:
         yield Problem(row.path, "file", "a readable file", (error.strerror or str(error)).lower())
         return

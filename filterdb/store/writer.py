@@ -21,6 +21,7 @@ from filterdb.store.layout import (
     WIP_FOLDER,
     WIP_SHARDS,
     disk_errors,
+    file_sha256,
     fsync_folder,
     make_folder,
     plan_name,
@@ -231,6 +232,7 @@ def commit(
         generation,
         old.extractions + (plan is not None),
         old.plan_sha256 if plan is None else plan.sha256,
+        file_sha256(folder / STORE_FILE),
     )
     manifest = replace(manifest, rows=tuple(sorted(manifest.rows, key=lambda r: r.path)))
     write_manifest(folder, manifest)

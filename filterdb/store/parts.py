@@ -1,0 +1,159 @@
+"""What a store hands out beside tables: one layer, its tables by name, and itself in two lines."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from filterdb.errors import UsageError
+from filterdb.store.filters import Block
+from filterdb.store.layout import is_stored
+from filterdb.store.schema import FORMAT_VERSION, TABLES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from filterdb.store.reader import Store
+    from filterdb.store.table import Table
+    from filterdb.types import AnyArray
+
+
+def describe_store(store: Store) -> str:
+    """Say in two lines what a store holds.
+
+    Parameters
+    ----------
+    store
+        The store.
+
+    Returns
+    -------
+    str
+        Models, layers, filters, size; kernels and tasks.
+    """
+    layers = store.layers.select(["kernel", "shard", "n_filters"]).to_pylist()
+    n_filters = sum(store.models["n_filters"].to_pylist())
+    unstored = Counter(r["kernel"] for r in layers if r["shard"] is None)
+    kernels = [f"{times(k)} {n:,}" for k, n in list(store.kernels().items())[:6]]
+    kernels += [f"{times(k)} ({n:,} layers)" for k, n in unstored.most_common(2)]
+    tasks = Counter(store.models["task"].to_pylist()).most_common()
+    more = f", … {len(tasks)}" if len(tasks) > 3 else ""
+    return (
+        f"<filterdb.Store {store.path}  format {FORMAT_VERSION} · "
+        f"{store.models.num_rows:,} models · {len(layers):,} layers · {n_filters:,} filters · "
+        f"{store.n_bytes / 1e6:,.0f} MB · generation {store.generation}>\n"
+        f"  kernels  {' · '.join(kernels) or 'none'}      "
+        f"tasks  {', '.join(f'{t} {n}' for t, n in tasks[:3])}{more}"
+    )
+
+
+class Tables:
+    """The tables of a store by name: ``store.tables["layers"]``.
+
+    Parameters
+    ----------
+    store
+        The store.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def __getitem__(self, name: str) -> Table:
+        return self._store.table(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
+
+    def __len__(self) -> int:
+        return len(self.names())
+
+    def names(self) -> list[str]:
+        """Return the tables this store has.
+
+        Returns
+        -------
+        list of str
+            In the order of schema.py, the manifest last.
+        """
+        return [*(n for n in TABLES if n in self._store.committed.tables), "manifest"]
+
+
+class Layer:
+    """One layer of a store.
+
+    Parameters
+    ----------
+    store
+        The store.
+    row
+        Its row of `layers` with the columns of its model.
+    """
+
+    def __init__(self, store: Store, row: dict[str, Any]) -> None:
+        self._store = store
+        self.row = row
+
+    @property
+    def values(self) -> AnyArray:
+        """Its filters, (n_filters, k²), a read-only view of the file.
+
+        Raises
+        ------
+        UsageError
+            1x1 kernels are not stored.
+        """
+        if self.row["shard"] is None:
+            kernel = tuple(int(k) for k in self.row["kernel"].split("x"))
+            reason = "it holds no filter" if is_stored(kernel) else "1x1 kernels have no shape"
+            raise UsageError(f"the filters of {self.row['layer_uid']} are not stored: {reason}")
+        return self._store.rows_of(self.row)
+
+    @property
+    def block(self) -> Block:
+        """The same as :meth:`Store.filters` yields it."""
+        return Block(self.values, dict(self.row))
+
+    @property
+    def states(self) -> list[dict[str, Any]]:
+        """Its rows of `layer_states`."""
+        import pyarrow.compute as pc
+
+        table = self._store.layer_states.arrow
+        rows: list[dict[str, Any]] = table.filter(
+            pc.equal(table.column("layer_uid"), self.row["layer_uid"])
+        ).to_pylist()
+        return rows
+
+    def __repr__(self) -> str:
+        row = self.row
+        inputs = row["in_channels"] // row["groups"]
+        shape = times("x".join([str(row["out_channels"]), str(inputs), row["kernel"]]))
+        raw = next((s for s in self.states if s["weights"] == "raw"), None)
+        sparse = ""
+        if raw and raw["n"] and raw["n_sparse_01"] is not None:
+            share = 100 * raw["n_sparse_01"] / raw["n"]
+            sparse = f"; {share:.3g} % nearly zero (|w| < 1 % of the layer's largest)"
+        return (
+            f"<filterdb.Layer {row['name']} of {row['model_id']}: {row['op']} {shape}, "
+            f"{row['role']}, {row['n_filters']:,} filters{sparse}>"
+        )
+
+
+def times(kernel: str) -> str:
+    """Write a kernel as people do.
+
+    Parameters
+    ----------
+    kernel
+        "3x3".
+
+    Returns
+    -------
+    str
+        "3×3".
+    """
+    return kernel.replace("x", "×")
