@@ -1,0 +1,202 @@
+"""Keras' layer classes as operations: what each does, and how it lays out its weights."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from filterdb.layers.raw import ConvAttributes, Node, NodeOp
+from filterdb.sources.formats.keras_weights import Weight, by_role
+
+#: Classes and the names third parties give theirs: QConv2D, Convolution2D, PartialConv2D ….
+_CONV = re.compile(r"(Conv|Convolution|Deconvolution)([123])D", re.I)
+_TRANSPOSED = re.compile(r"Transpose|^Deconv", re.I)
+_DEPTHWISE = re.compile(r"Depthwise", re.I)
+_SEPARABLE = re.compile(r"Separable", re.I)
+_OPS: Mapping[str, NodeOp] = {
+    "BatchNormalization": "batch_norm", "BatchNormalizationV1": "batch_norm",
+    "BatchNormalizationV2": "batch_norm", "SyncBatchNormalization": "batch_norm",
+    "LayerNormalization": "norm", "GroupNormalization": "norm", "InstanceNormalization": "norm",
+    "UnitNormalization": "norm", "PReLU": "norm",
+    "Embedding": "embedding", "Dense": "linear", "TimeDistributedDense": "linear",
+    "Dropout": "identity", "SpatialDropout1D": "identity", "SpatialDropout2D": "identity",
+    "SpatialDropout3D": "identity", "GaussianNoise": "identity", "GaussianDropout": "identity",
+    "AlphaDropout": "identity", "ActivityRegularization": "identity", "InputLayer": "identity",
+    "Identity": "identity",
+}  # fmt: skip
+#: Known to hold kernels of three and more axes that are no convolutions.
+_ATTENTION = re.compile(r"Attention|Einsum|LocallyConnected", re.I)
+_MAX_EXTENT = 1 << 31
+
+
+def layer_nodes(
+    value: str,
+    kind: str,
+    config: Mapping[str, Any],
+    weights: Sequence[Weight],
+    inputs: tuple[str, ...],
+) -> Iterator[Node]:
+    """Turn one call of a layer into nodes, the last of which writes `value`.
+
+    Parameters
+    ----------
+    value
+        Name of the node and of its output.
+    kind
+        Keras' class name.
+    config
+        The layer's configuration.
+    weights
+        The layer's own.
+    inputs
+        Names of what it reads.
+
+    Yields
+    ------
+    Node
+        One; two for a separable convolution; one a kernel for a layer of an unknown class that
+        owns kernels of four or five axes.
+    """
+    roles = by_role(weights)
+    match = _CONV.search(kind)
+    if _SEPARABLE.search(kind) and match and {"depthwise", "pointwise"} <= roles.keys():
+        yield from _separable(value, kind, config, roles, inputs)
+    elif match and "LSTM" not in kind and _fits(roles, int(match[2])):
+        yield _convolution(value, kind, config, roles, inputs)
+    elif match is None and kind in _OPS:
+        yield _plain(value, kind, config, roles, inputs)
+    else:
+        yield from _unknown(value, kind, weights, inputs)
+
+
+def _fits(roles: Mapping[str, Weight], rank: int) -> bool:
+    kernel = roles.get("depthwise") or roles.get("weight")
+    # Keras 1 kept 1-D kernels with four axes, (k, 1, in, out).
+    return kernel is None or len(kernel.shape) in (rank + 2, 4)
+
+
+def _separable(
+    value: str,
+    kind: str,
+    config: Mapping[str, Any],
+    roles: Mapping[str, Weight],
+    inputs: tuple[str, ...],
+) -> Iterator[Node]:
+    rank = len(roles["depthwise"].shape) - 2
+    middle = f"{value}.depthwise"
+    yield Node(
+        middle, "conv", inputs, (middle,), {"weight": roles["depthwise"].tensor},
+        _attributes(config, _layout("HWIM", rank), roles["depthwise"].shape),
+        source_op=kind,
+    )  # fmt: skip
+    ones = (1,) * rank
+    pointwise = ConvAttributes(_layout("HWIO", rank), 1, ones, ones, (0,) * rank)
+    yield Node(
+        f"{value}.pointwise", "conv", (middle,), (value,),
+        _only(roles, pointwise="weight", bias="bias"), pointwise, source_op=kind,
+    )  # fmt: skip
+
+
+def _convolution(
+    value: str,
+    kind: str,
+    config: Mapping[str, Any],
+    roles: Mapping[str, Weight],
+    inputs: tuple[str, ...],
+) -> Node:
+    match = _CONV.search(kind)
+    kernel = roles.get("depthwise") or roles.get("weight")
+    depthwise = _DEPTHWISE.search(kind) is not None or "depthwise" in roles
+    op: NodeOp = "conv_transpose" if _TRANSPOSED.search(kind) else "conv"
+    letters = "HWIM" if depthwise else "HWOI" if op == "conv_transpose" else "HWIO"
+    if config.get("dim_ordering") == "th":  # Keras 1 on Theano
+        letters = "OIHW"
+    rank = len(kernel.shape) - 2 if kernel else int(match[2]) if match else 2
+    weights = _only(roles, weight="weight", depthwise="weight", bias="bias")
+    shape = kernel.shape if kernel else (0,) * (rank + 2)
+    stated = match is None or int(match[2]) == rank
+    conv = _attributes(config if stated else None, _layout(letters, rank), shape)
+    return Node(value, op, inputs, (value,), weights, conv, source_op=kind)
+
+
+def _plain(
+    value: str,
+    kind: str,
+    config: Mapping[str, Any],
+    roles: Mapping[str, Weight],
+    inputs: tuple[str, ...],
+) -> Node:
+    op = _OPS[kind]
+    epsilon = None
+    if op == "batch_norm":
+        stated = config.get("epsilon", 1e-3)
+        if isinstance(stated, int | float) and math.isfinite(stated) and stated >= 0:
+            epsilon = float(stated)
+    weights = {} if op == "identity" else {r: w.tensor for r, w in roles.items()}
+    return Node(value, op, inputs, (value,), weights, epsilon=epsilon, source_op=kind)
+
+
+def _unknown(
+    value: str, kind: str, weights: Sequence[Weight], inputs: tuple[str, ...]
+) -> Iterator[Node]:
+    """Take the kernels of a layer of somebody's own for convolutions, one after the other."""
+    kernels = [
+        w
+        for w in weights
+        if len(w.shape) in (4, 5)
+        and w.role in ("weight", "depthwise", "pointwise")
+        and not _ATTENTION.search(kind)
+    ]
+    for weight in kernels:
+        name = f"{value}/{weight.name.split(':')[0]}"
+        letters = "HWIM" if weight.role == "depthwise" else "HWIO"
+        layout = _layout(letters, len(weight.shape) - 2)
+        conv = _attributes(None, layout, weight.shape)
+        yield Node(name, "conv", inputs, (name,), {"weight": weight.tensor}, conv, source_op=kind)
+        inputs = (name,)
+    yield Node(value, "other", inputs, (value,), source_op=kind)
+
+
+def _only(roles: Mapping[str, Weight], **names: str) -> dict[str, str]:
+    return {new: roles[old].tensor for old, new in names.items() if old in roles}
+
+
+def _layout(letters: str, rank: int) -> str:
+    """Fit a 2-D layout to `rank` spatial axes ("HWIO" → "WIO" or "DHWIO")."""
+    return letters.replace("HW", {1: "W", 2: "HW", 3: "DHW"}.get(rank, "HW"))
+
+
+def _attributes(
+    config: Mapping[str, Any] | None, layout: str, shape: Sequence[int]
+) -> ConvAttributes:
+    """Read a convolution's attributes; without a configuration only its shape speaks."""
+    rank = len(layout) - 2
+    depthwise = shape[layout.index("I")] if "M" in layout and shape else None
+    if config is None:
+        return ConvAttributes(layout=layout, groups=depthwise or 1)
+    valid = config.get("padding", config.get("border_mode", "valid")) == "valid"
+    groups = config.get("groups", 1)
+    known = isinstance(groups, int) and not isinstance(groups, bool) and 0 < groups < _MAX_EXTENT
+    return ConvAttributes(
+        layout=layout,
+        groups=depthwise or (groups if known else None),
+        stride=_extents(_first(config, "strides", "subsample", "subsample_length"), rank),
+        dilation=_extents(_first(config, "dilation_rate", "atrous_rate"), rank),
+        padding=(0,) * rank if valid else None,
+    )
+
+
+def _first(config: Mapping[str, Any], *keys: str) -> object:
+    return next((config[k] for k in keys if config.get(k) is not None), 1)
+
+
+def _extents(value: object, rank: int) -> tuple[int, ...] | None:
+    many = list(value) if isinstance(value, list | tuple) else [value]
+    whole = [v for v in many if isinstance(v, int) and not isinstance(v, bool)]
+    if len(whole) != len(many) or any(not 0 < v < _MAX_EXTENT for v in whole):
+        return None
+    if len(whole) == 1:
+        whole *= rank
+    return tuple(whole) if len(whole) == rank else None
