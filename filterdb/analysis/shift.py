@@ -1,0 +1,296 @@
+"""Distribution shift between groups, on one basis and one set of bins (filter_metrics.md §5).
+
+Two passes over the filters, each one task a shard and kernel: the range of the coefficients on the
+reference basis, then their histograms, one a layer. Everything after that is made of layers'
+histograms and states, so any number of groupings costs no further pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from filterdb.analysis import pca, shift_groups
+from filterdb.analysis.config import EVERYTHING, AnalysisConfig
+from filterdb.analysis.grouping import labels
+from filterdb.analysis.population import KernelStates, kernel_states, kernels_of
+from filterdb.errors import AnalysisError
+from filterdb.stats.histogram import Projection
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from filterdb.analysis.basis import Basis
+    from filterdb.store import Store
+    from filterdb.types import AnyArray, FloatArray
+
+NAME, VERSION = "shift", "1"
+#: Bytes of filters in one task; a layer is never split.
+TASK_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class ScanTask:
+    """Some whole layers of one data set of one shard.
+
+    Parameters
+    ----------
+    shard_path
+        The HDF5 file.
+    dataset
+        "2d/3x3/float32".
+    kernel
+        "3x3".
+    rows
+        (row of ``layers``, start, stop) of each layer, in file order.
+    """
+
+    shard_path: str
+    dataset: str
+    kernel: str
+    rows: tuple[tuple[int, int, int], ...]
+
+
+def reference_bases(store: Store, config: AnalysisConfig) -> dict[str, Basis]:
+    """Compute the basis of all layers, of every kernel that shift is computed for.
+
+    Parameters
+    ----------
+    store
+        The store.
+    config
+        Treatment and weighting; its `kernels` or 3x3.
+
+    Returns
+    -------
+    dict
+        Kernel to basis; empty where the store has no filter of these kernels.
+    """
+    layers, states = store.layers.arrow, store.layer_states.arrow
+    fingerprint = config.fingerprint(pca.NAME, pca.VERSION, store.fingerprint)
+    bases = {}
+    for kernel in _kernels(layers, config):
+        of_kernel = kernel_states(layers, states, kernel, config)
+        if of_kernel.n.sum() > 1:
+            bases[kernel] = pca.basis_of(of_kernel, config, fingerprint)
+    return bases
+
+
+def scan_tasks(store: Store, config: AnalysisConfig) -> list[ScanTask]:
+    """List what the two passes have to read.
+
+    Parameters
+    ----------
+    store
+        The store.
+    config
+        Its `kernels` or 3x3.
+
+    Returns
+    -------
+    list of ScanTask
+        By kernel, shard and data set.
+
+    Raises
+    ------
+    AnalysisError
+        For folded weights: shards hold weights as stored.
+    """
+    from filterdb.store.layout import shard_name
+
+    if config.weights != "raw":
+        raise AnalysisError(
+            "shift reads filters, and shards hold them without BatchNorm folded in",
+            tip="use weights = raw; max-abs-scaled filters differ by their sign only",
+        )
+    layers, states = store.layers.arrow, store.layer_states.arrow
+    place = layers.select(["shard", "dataset", "start", "stop"]).to_pylist()
+    tasks: list[ScanTask] = []
+    for kernel in _kernels(layers, config):
+        files: dict[tuple[int, str], list[tuple[int, int, int]]] = {}
+        for row in kernel_states(layers, states, kernel, config).rows.tolist():
+            at = place[row]
+            if at["shard"] is not None:
+                key = (at["shard"], at["dataset"])
+                files.setdefault(key, []).append((row, at["start"], at["stop"]))
+        for (shard, dataset), rows in sorted(files.items()):
+            path = str(store.path / shard_name(shard))
+            in_order = sorted(rows, key=lambda row: row[1])
+            tasks.extend(
+                ScanTask(path, dataset, kernel, part) for part in _parts(in_order, dataset, kernel)
+            )
+    return tasks
+
+
+def projection(basis: Basis) -> Projection:
+    """Return how filters become coefficients on a basis.
+
+    Parameters
+    ----------
+    basis
+        A basis of max-abs-scaled or raw filters.
+
+    Returns
+    -------
+    Projection
+        What :mod:`filterdb.work.observe` applies.
+    """
+    return Projection(basis.mean, basis.components, basis.scaling, basis.sparse)  # type: ignore[arg-type]
+
+
+def bin_edges(
+    tasks: Sequence[ScanTask], ranges: Sequence[FloatArray], bins: int
+) -> dict[str, FloatArray]:
+    """Pool the ranges of all layers into the edges of the bins.
+
+    Parameters
+    ----------
+    tasks
+        The tasks.
+    ranges
+        What ``coefficient_range`` returned for each.
+    bins
+        How many.
+
+    Returns
+    -------
+    dict
+        Kernel to (bins + 1,) edges from the smallest to the largest coefficient of any component.
+    """
+    lows: dict[str, float] = {}
+    highs: dict[str, float] = {}
+    for task, found in zip(tasks, ranges, strict=True):
+        lows[task.kernel] = min(lows.get(task.kernel, np.inf), float(found[:, 0].min()))
+        highs[task.kernel] = max(highs.get(task.kernel, -np.inf), float(found[:, 1].max()))
+    edges = {}
+    for kernel, low in lows.items():
+        high = highs[kernel]
+        if not np.isfinite(low) or not np.isfinite(high):
+            low, high = 0.0, 0.0
+        if low == high:
+            low, high = low - 0.5, high + 0.5
+        edges[kernel] = np.linspace(low, high, bins + 1)
+    return edges
+
+
+def analyse(
+    store: Store,
+    config: AnalysisConfig,
+    tasks: Sequence[ScanTask],
+    ranges: Sequence[FloatArray],
+    histograms: Sequence[AnyArray],
+) -> tuple[Any, Any]:
+    """Compare the groups of every grouping.
+
+    Parameters
+    ----------
+    store
+        The store the tasks are of.
+    config
+        Groupings, treatment, draws and seed.
+    tasks
+        From :func:`scan_tasks`.
+    ranges, histograms
+        What both passes returned for each task.
+
+    Returns
+    -------
+    tuple of pyarrow.Table
+        Rows of ``results`` and of ``histograms``.
+    """
+    import pyarrow as pa
+
+    from filterdb.store.schema import HISTOGRAMS, RESULTS
+
+    layers, states = store.layers.arrow, store.layer_states.arrow
+    axes = {by: labels(store, by) for by in config.by}
+    edges = bin_edges(tasks, ranges, config.bins)
+    fingerprint = config.fingerprint(NAME, VERSION, store.fingerprint)
+    results: list[dict[str, Any]] = []
+    shares: list[dict[str, Any]] = []
+    for kernel, basis in reference_bases(store, config).items():
+        if kernel not in edges:
+            continue
+        scanned = counted(kernel_states(layers, states, kernel, config), tasks, histograms)
+        scale = shift_groups.Scale(config, basis.evr, edges[kernel], fingerprint)
+        shares.extend(shift_groups.histogram_rows(scanned, EVERYTHING, None, scale))
+        for axis, every_label in axes.items():
+            label = [every_label[row] for row in scanned.rows]
+            shares.extend(shift_groups.histogram_rows(scanned, axis, label, scale))
+            results.extend(shift_groups.result_rows(scanned, axis, label, scale))
+    return (
+        pa.Table.from_pylist(results, schema=RESULTS.arrow),
+        pa.Table.from_pylist(shares, schema=HISTOGRAMS.arrow),
+    )
+
+
+def counted(
+    states: KernelStates, tasks: Sequence[ScanTask], histograms: Sequence[AnyArray]
+) -> KernelStates:
+    """Give layers the histograms that the scan counted.
+
+    Parameters
+    ----------
+    states
+        Layers of one kernel.
+    tasks, histograms
+        The tasks and what ``coefficient_histogram`` returned for each.
+
+    Returns
+    -------
+    KernelStates
+        With `counts`.
+
+    Raises
+    ------
+    AnalysisError
+        If a layer was not scanned, or a histogram holds another number of filters than the
+        layer's state.
+    """
+    by_row: Mapping[int, AnyArray] = {
+        row: counts
+        for task, of_task in zip(tasks, histograms, strict=True)
+        if task.kernel == states.kernel
+        for (row, _, _), counts in zip(task.rows, of_task, strict=True)
+    }
+    missing = [row for row in states.rows.tolist() if row not in by_row]
+    if missing:
+        message = (
+            f"{len(missing)} layers of {states.kernel} were not scanned, first row {missing[0]}"
+        )
+        raise AnalysisError(message, tip="the store changed while it was analysed: run it again")
+    counts = np.stack([by_row[row] for row in states.rows.tolist()]).astype(np.float64)
+    for row, n, found in zip(states.rows, states.n, counts[:, 0].sum(axis=1), strict=True):
+        if n != found:
+            raise AnalysisError(
+                f"row {row} of layers: its state counts {n:.0f} filters, its shard {found:.0f}",
+                tip="run filterdb verify",
+            )
+    return states.with_counts(counts)
+
+
+def _kernels(layers: Any, config: AnalysisConfig) -> list[str]:
+    known = kernels_of(layers)
+    wanted = (pca.MAIN_KERNEL,) if config.kernels is None else config.kernels
+    return [kernel for kernel in wanted if kernel in known]
+
+
+def _parts(
+    rows: list[tuple[int, int, int]], dataset: str, kernel: str
+) -> list[tuple[tuple[int, int, int], ...]]:
+    """Cut a data set's layers into pieces of about :data:`TASK_BYTES`."""
+    size = np.dtype(dataset.rsplit("/", 1)[1]).itemsize
+    size *= int(np.prod([int(k) for k in kernel.split("x")]))
+    parts: list[tuple[tuple[int, int, int], ...]] = []
+    part: list[tuple[int, int, int]] = []
+    filled = 0
+    for row in rows:
+        n_bytes = (row[2] - row[1]) * size
+        if part and filled + n_bytes > TASK_BYTES:
+            parts.append(tuple(part))
+            part, filled = [], 0
+        part.append(row)
+        filled += n_bytes
+    return [*parts, tuple(part)] if part else parts
