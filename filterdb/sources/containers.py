@@ -299,7 +299,7 @@ def _open_tar(path: Path, what: str) -> Iterator[tarfile.TarFile]:
 
 def _decompress(file: IO[bytes], compression: str | None) -> IO[bytes]:
     if compression == "gzip":
-        return gzip.GzipFile(fileobj=file, mode="rb")
+        return io.BufferedReader(gzip.GzipFile(fileobj=file, mode="rb"))
     if compression == "bzip2":
         return bz2.BZ2File(file)
     if compression == "xz":

@@ -24,7 +24,8 @@ ATTEMPTS = 4
 #: Seconds before the second try; doubled before each further one.
 BACKOFF = 0.5
 _TIMEOUT = (15.0, 60.0)
-_RETRY_STATUS = (408, 425, 429, 500, 502, 503, 504)
+#: Answers that may change when asked again.
+RETRY_STATUS = (408, 425, 429, 500, 502, 503, 504)
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def check_status(response: requests.Response, *, what: str) -> None:
     if status < 400:
         return
     text = f"{what}: {redact(response.url)} answers {status} {response.reason}"
-    if status in _RETRY_STATUS:
+    if status in RETRY_STATUS:
         raise _AgainError(text, after=_retry_after(response.headers.get("Retry-After", "")))
     if status in (401, 403, 407):
         raise SourceError(text, tip="the server wants a log-in, or refuses this one")
