@@ -10,7 +10,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from filterdb.catalog.census import ArchiveState as ArchiveState
     from filterdb.catalog.census import Census as Census
+    from filterdb.catalog.census import archive_key as archive_key
+    from filterdb.catalog.census import by_archive as by_archive
     from filterdb.catalog.census import take_census as take_census
     from filterdb.catalog.load import catalogue_names as catalogue_names
     from filterdb.catalog.load import load_catalogue as load_catalogue
@@ -27,7 +30,10 @@ if TYPE_CHECKING:
 # Name → module, looked up at first use. No name may be a module's own: importing that module
 # would put it in the name's place.
 _HOMES = {
+    "ArchiveState": "census",
     "Census": "census",
+    "archive_key": "census",
+    "by_archive": "census",
     "take_census": "census",
     "catalogue_names": "load",
     "load_catalogue": "load",

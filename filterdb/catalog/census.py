@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from filterdb.catalog.uri import parse_uri
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from filterdb.catalog.model import Entry
 
 
@@ -27,10 +28,6 @@ class ArchiveState:
 
     bytes: int | None
     cached: bool
-
-
-#: Tells the state of the archive that some entries share.
-Look: TypeAlias = Callable[[tuple["Entry", ...]], ArchiveState]
 
 
 @dataclass(frozen=True)
@@ -110,16 +107,18 @@ def by_archive(entries: Iterable[Entry]) -> dict[str, tuple[Entry, ...]]:
     return {key: tuple(group) for key, group in groups.items()}
 
 
-def take_census(entries: Iterable[Entry], look: Look | None = None) -> Census:
+def take_census(
+    entries: Iterable[Entry], states: Mapping[str, ArchiveState] | None = None
+) -> Census:
     """Count a selection.
 
     Parameters
     ----------
     entries
         The selection.
-    look
-        Tells an archive's state; :func:`filterdb.sources.look_up` makes one. Without it nothing
-        counts as cached and no archive's size is known.
+    states
+        :func:`archive_key` → state, as :func:`filterdb.sources.look_up` finds them. Archives not
+        in it count as not cached and of unknown size.
 
     Returns
     -------
@@ -128,10 +127,8 @@ def take_census(entries: Iterable[Entry], look: Look | None = None) -> Census:
     """
     chosen = tuple(entries)
     groups = by_archive(chosen)
-    states = {
-        key: ArchiveState(None, False) if look is None else look(group)
-        for key, group in groups.items()
-    }
+    nothing = ArchiveState(None, False)
+    states = {key: (states or {}).get(key, nothing) for key in groups}
     cached = {key for key, state in states.items() if state.cached}
     unknown = {key for key, state in states.items() if state.bytes is None}
 

@@ -12,29 +12,35 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from filterdb.sources.cache import Cache as Cache
-    from filterdb.sources.cache import CacheInfo as CacheInfo
-    from filterdb.sources.cache import Cleared as Cleared
+    from filterdb.sources.cache_facts import CacheInfo as CacheInfo
+    from filterdb.sources.cache_facts import Cleared as Cleared
     from filterdb.sources.fetching import Fetched as Fetched
     from filterdb.sources.fetching import fetch as fetch
-    from filterdb.sources.fetching import fetch_entry as fetch_entry
-    from filterdb.sources.fetching import fetch_many as fetch_many
     from filterdb.sources.fetching import open_raw as open_raw
     from filterdb.sources.fetching import parse_location as parse_location
     from filterdb.sources.fetching import read_layers as read_layers
+    from filterdb.sources.look import look_up as look_up
+    from filterdb.sources.many import fetch_entry as fetch_entry
+    from filterdb.sources.many import fetch_many as fetch_many
+    from filterdb.sources.scan import Scan as Scan
+    from filterdb.sources.scan import scan_folder as scan_folder
 
 # Name → module, looked up at first use. No name may be a module's own: importing that module
 # would put it in the name's place.
 _HOMES = {
     "Cache": "cache",
-    "CacheInfo": "cache",
-    "Cleared": "cache",
+    "CacheInfo": "cache_facts",
+    "Cleared": "cache_facts",
     "Fetched": "fetching",
     "fetch": "fetching",
-    "fetch_entry": "fetching",
-    "fetch_many": "fetching",
+    "fetch_entry": "many",
+    "fetch_many": "many",
     "open_raw": "fetching",
     "parse_location": "fetching",
     "read_layers": "fetching",
+    "look_up": "look",
+    "Scan": "scan",
+    "scan_folder": "scan",
 }
 
 

@@ -18,195 +18,27 @@ import hashlib
 import json
 import os
 import secrets
-import shutil
 import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from filterdb.errors import HashMismatchError, PipelineError, UsageError
+from filterdb.sources.cache_facts import CacheInfo, Cleared, default_limit, default_root
 from filterdb.sources.locks import hold, locked
 from filterdb.sources.pins import Pins
+from filterdb.sources.stored import (
+    Filled,
+    Sink,
+    Stored,
+    disk_errors,
+    file_sha256,
+    sync_file,
+    sync_folder,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-
-#: Bytes kept at most unless told otherwise.
-DEFAULT_LIMIT = 32 * 1024**3
-_BLOCK = 1 << 20
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A file on this machine that is known by its hash.
-
-    Parameters
-    ----------
-    path
-        Where it lies.
-    sha256, bytes
-        Of its content.
-    name
-        The file's own name.
-    uri
-        Where it came from, as far as could be resolved.
-    """
-
-    path: Path
-    sha256: str
-    bytes: int
-    name: str
-    uri: str = ""
-
-
-@dataclass(frozen=True)
-class Filled:
-    """What whoever filled a sink knows about the file.
-
-    Parameters
-    ----------
-    name
-        The file's own name.
-    uri
-        Resolved source URI.
-    """
-
-    name: str
-    uri: str = ""
-
-
-@dataclass(frozen=True)
-class CacheInfo:
-    """What a cache holds.
-
-    Parameters
-    ----------
-    path
-        Its folder.
-    limit
-        Bytes kept at most, None for no bound.
-    n_objects, bytes
-        Files and their size together.
-    n_entries
-        Names by which they are known.
-    n_in_use
-        Files a running process holds.
-    """
-
-    path: Path
-    limit: int | None
-    n_objects: int
-    bytes: int
-    n_entries: int
-    n_in_use: int
-
-
-@dataclass(frozen=True)
-class Cleared:
-    """What clearing a cache did.
-
-    Parameters
-    ----------
-    n_removed, bytes_removed
-        Files that went, and the room they took.
-    n_kept
-        Files a running process holds.
-    """
-
-    n_removed: int
-    bytes_removed: int
-    n_kept: int
-
-
-class Sink:
-    """A file being filled, hashed on the way.
-
-    Parameters
-    ----------
-    file
-        Opened for writing bytes.
-    """
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-        self._hash = hashlib.sha256()
-        self.bytes = 0
-
-    def write(self, block: bytes) -> None:
-        """Append bytes.
-
-        Parameters
-        ----------
-        block
-            Any number of them.
-
-        Raises
-        ------
-        PipelineError
-            Where the disk does not take them.
-        """
-        with disk_errors(Path(self._file.name)):
-            self._file.write(block)
-        self._hash.update(block)
-        self.bytes += len(block)
-
-    def reserve(self, size: int) -> None:
-        """Refuse at once what the disk has no room for.
-
-        Parameters
-        ----------
-        size
-            Bytes about to come.
-
-        Raises
-        ------
-        PipelineError
-            Naming what is free and what is needed.
-        """
-        folder = Path(self._file.name).parent
-        free = shutil.disk_usage(folder).free
-        if size - self.bytes > free:
-            raise PipelineError(
-                f"the cache at {folder.parent} needs {size:,} bytes for one file, "
-                f"{free:,} are free",
-                tip="free some room or set FILTERDB_CACHE to another folder",
-            )
-
-    def restart(self) -> None:
-        """Drop what was written, for a source that cannot go on where it broke off."""
-        with disk_errors(Path(self._file.name)):
-            self._file.seek(0)
-            self._file.truncate()
-        self._hash = hashlib.sha256()
-        self.bytes = 0
-
-    @property
-    def sha256(self) -> str:
-        """Hash of what was written so far."""
-        return self._hash.hexdigest()
-
-    def verify(self, expected: str | None, *, what: str) -> None:
-        """Make sure that the right bytes came.
-
-        Parameters
-        ----------
-        expected
-            Hash they should have; None checks nothing.
-        what
-            Their source, for the message.
-
-        Raises
-        ------
-        HashMismatchError
-            Where the hash is another.
-        """
-        if expected is not None and self.sha256 != expected:
-            raise HashMismatchError(
-                f"{what}: sha256 of the {self.bytes:,} bytes is not the expected one: "
-                f"expected {expected}, got {self.sha256}",
-                tip="the file changed at its source, or the catalogue names another one",
-            )
 
 
 class Cache:
@@ -230,7 +62,7 @@ class Cache:
         self, root: str | Path | None = None, *, limit: int | Literal["default"] | None = "default"
     ) -> None:
         self.root = (default_root() if root is None else Path(root).expanduser()).absolute()
-        self.limit = _default_limit() if limit == "default" else limit
+        self.limit = default_limit() if limit == "default" else limit
         self._verified: dict[str, tuple[int, int, int]] = {}
         self._mutex = threading.Lock()
         self._swept = False
@@ -276,6 +108,28 @@ class Cache:
             self._pins.remove(digest)
             return None
         return Stored(path, digest, path.stat().st_size, entry["name"], entry["uri"])
+
+    def peek(self, key: str, *, sha256: str | None = None) -> int | None:
+        """Tell whether a file seems to be there, without reading or marking it.
+
+        Parameters
+        ----------
+        key, sha256
+            As for :meth:`find`.
+
+        Returns
+        -------
+        int or None
+            Its size; None where it is not there.
+        """
+        entry = self._entry(key)
+        digest = sha256 or (entry["sha256"] if entry is not None else None)
+        if digest is None:
+            return None
+        try:
+            return self._object(digest).stat().st_size
+        except FileNotFoundError:
+            return None
 
     def get(
         self,
@@ -439,12 +293,12 @@ class Cache:
             digest, size = sink.sha256, sink.bytes
             with disk_errors(self.root):
                 self._pins.add(digest)
-                _sync(file)
+                sync_file(file)
                 target = self._object(digest)
                 target.parent.mkdir(exist_ok=True)
                 Path(file.name).chmod(0o444)
                 Path(file.name).rename(target)
-                _sync_folder(target.parent)
+                sync_folder(target.parent)
         entry = {"key": key, "sha256": digest, "bytes": size, **asdict(filled)}
         self._write_entry(key, entry)
         self._remember(target, digest)
@@ -454,7 +308,7 @@ class Cache:
         path = self._index(key)
         with self._temporary() as file, disk_errors(self.root):
             file.write(json.dumps(entry, sort_keys=True).encode())
-            _sync(file)
+            sync_file(file)
             path.parent.mkdir(exist_ok=True)
             Path(file.name).rename(path)
 
@@ -529,90 +383,5 @@ class Cache:
                 path.unlink(missing_ok=True)
 
 
-def default_root() -> Path:
-    """Return the cache folder of this user.
-
-    Returns
-    -------
-    Path
-        ``$FILTERDB_CACHE``, else ``filterdb`` in ``$XDG_CACHE_HOME`` or ``~/.cache``.
-    """
-    own = os.environ.get("FILTERDB_CACHE")
-    if own:
-        return Path(own).expanduser()
-    shared = os.environ.get("XDG_CACHE_HOME")
-    # XDG: a relative path is to be ignored.
-    if shared and Path(shared).is_absolute():
-        return Path(shared) / "filterdb"
-    try:
-        return Path.home() / ".cache" / "filterdb"
-    except RuntimeError as error:
-        raise PipelineError(
-            "no home folder to keep a cache in", tip="set FILTERDB_CACHE to a folder"
-        ) from error
-
-
-def file_sha256(path: Path) -> str:
-    """Hash a file.
-
-    Parameters
-    ----------
-    path
-        Read in blocks.
-
-    Returns
-    -------
-    str
-        64 lower-case hexadecimal digits.
-    """
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextlib.contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn what the disk refuses into one clear error.
-
-    Parameters
-    ----------
-    path
-        Where one wanted to write, for the message.
-
-    Yields
-    ------
-    None
-        The body runs; an OSError in it becomes a PipelineError.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise PipelineError(
-            f"cannot write the cache at {path}: {error.strerror or error}",
-            tip="free some room or set FILTERDB_CACHE to another folder",
-        ) from error
-
-
-def _default_limit() -> int:
-    text = os.environ.get("FILTERDB_CACHE_LIMIT", "")
-    if not text:
-        return DEFAULT_LIMIT
-    if not text.isascii() or not text.isdigit():
-        raise UsageError(f"FILTERDB_CACHE_LIMIT={text!r} is not a number of bytes")
-    return int(text)
-
-
 def _rebuild(root: str, limit: int | None) -> Cache:
     return Cache(root, limit=limit)
-
-
-def _sync(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,15 +17,15 @@ from filterdb.errors import (
     UnsupportedFormatError,
     UsageError,
 )
-from filterdb.sources.cache import Cache, Filled, Sink, Stored
+from filterdb.sources.cache import Cache
 from filterdb.sources.containers import extract_member, list_members
 from filterdb.sources.formats.base import ModelFile
 from filterdb.sources.origins import Request, agreed_sha256, find_origin
+from filterdb.sources.stored import Filled, Sink, Stored, member_key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
-    from filterdb.catalog.model import Entry
     from filterdb.layers.model import ConvLayer
     from filterdb.layers.raw import RawModel
     from filterdb.types import ProgressHook
@@ -116,24 +116,33 @@ def fetch(
     """
     parsed = parse_location(uri)
     run = _Run(cache, Path(base), archive_sha256, progress)
-    main = run.obtain(parsed)
-    name = parsed.file_name or main.name
-    if parsed.scheme in ("timm", "init"):
-        name = main.name
+    try:
+        fetched = _gather(parsed, run, tuple(companions), format)
+    except BaseException:
+        cache.release(*run.pinned)
+        raise
+    # An archive whose members are out is not in use any more.
+    cache.release(*(Counter(run.pinned) - Counter(fetched.objects)).elements())
+    return fetched
+
+
+def _gather(uri: SourceUri, run: _Run, companions: tuple[str, ...], format_name: str) -> Fetched:
+    main = run.obtain(uri)
+    made = uri.scheme == "init"
+    name = main.name if uri.scheme in ("timm", "init") else uri.file_name or main.name
     file = ModelFile(path=main.path, companions={}, name=name)
-    names = tuple(companions) or _companions_of(file, format)
-    parts = {part: run.companion(parsed, part) for part in names}
+    names = companions or _companions_of(file, format_name)
+    parts = {part: run.companion(uri, part) for part in names}
     own = [main, *parts.values()]
-    made = parsed.scheme == "init"
     return Fetched(
         file=replace(file, companions={part: stored.path for part, stored in parts.items()}),
         uri=main.uri,
         archive_sha256=None if made else run.archive_hash,
         member_sha256=member_sha256(name, main, parts),
         bytes=sum(stored.bytes for stored in own),
-        init_of=parsed.body if made else None,
-        seed=int(parsed.parameters.get("seed", "0")) if made else None,
-        objects=tuple(run.pinned),
+        init_of=uri.body if made else None,
+        seed=int(uri.parameters.get("seed", "0")) if made else None,
+        objects=tuple(stored.sha256 for stored in own if run.is_cached(stored)),
     )
 
 
@@ -182,79 +191,6 @@ def parse_location(text: str | Path) -> SourceUri:
             return SourceUri("file", outer, (), tuple(members))
         return SourceUri("file", path)
     return parse_uri(text)
-
-
-def fetch_entry(entry: Entry, cache: Cache, *, progress: ProgressHook | None = None) -> Fetched:
-    """Bring a catalogue entry's files to this machine.
-
-    Parameters
-    ----------
-    entry
-        Of a catalogue.
-    cache
-        Where they are kept.
-    progress
-        Told of bytes.
-
-    Returns
-    -------
-    Fetched
-        As :func:`fetch` returns.
-    """
-    return fetch(
-        entry.uri,
-        cache=cache,
-        base=entry.base,
-        archive_sha256=entry.archive_sha256,
-        companions=entry.companions,
-        format=entry.format,
-        progress=progress,
-    )
-
-
-def fetch_many(
-    entries: Iterable[Entry],
-    cache: Cache,
-    *,
-    workers: int = 4,
-    progress: ProgressHook | None = None,
-) -> Iterator[tuple[Entry, Fetched | Exception]]:
-    """Bring many entries' files to this machine, several archives at a time.
-
-    Parameters
-    ----------
-    entries
-        Of one or more catalogues. Those of one archive are taken one after another, so that it
-        is fetched once.
-    cache
-        Where files are kept.
-    workers
-        Archives in flight.
-    progress
-        Told of bytes, from any thread.
-
-    Yields
-    ------
-    entry, outcome
-        As they get ready. The outcome is what was fetched, or the SourceError (or UsageError:
-        a name that does not exist) that entry met. What is wrong with the cache itself is raised.
-    """
-    groups: dict[str, list[Entry]] = {}
-    for entry in entries:
-        groups.setdefault(entry.archive_sha256 or _archive_key(entry), []).append(entry)
-
-    def take(group: list[Entry]) -> list[tuple[Entry, Fetched | Exception]]:
-        return [(entry, _outcome(entry, cache, progress)) for entry in group]
-
-    pool = ThreadPoolExecutor(max_workers=max(1, workers), thread_name_prefix="filterdb-fetch")
-    try:
-        futures: list[Future[list[tuple[Entry, Fetched | Exception]]]] = [
-            pool.submit(take, group) for group in groups.values()
-        ]
-        for future in as_completed(futures):
-            yield from future.result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def open_raw(fetched: Fetched, format: str = "auto") -> RawModel:  # noqa: A002 - as above
@@ -306,20 +242,6 @@ def read_layers(
 
     fetched = fetch(uri, cache=Cache() if cache is None else cache)
     return find_layers(open_raw(fetched), layout=layout, transposed=transposed).layers
-
-
-def _archive_key(entry: Entry) -> str:
-    try:
-        return str(parse_location(entry.uri).archive)
-    except UsageError:
-        return entry.uri
-
-
-def _outcome(entry: Entry, cache: Cache, progress: ProgressHook | None) -> Fetched | Exception:
-    try:
-        return fetch_entry(entry, cache, progress=progress)
-    except (SourceError, UsageError) as error:
-        return error
 
 
 def _companions_of(file: ModelFile, format_name: str) -> tuple[str, ...]:
@@ -391,7 +313,7 @@ class _Run:
         # A member is known by its archive's hash and its path: whoever has it needs no archive.
         digest = agreed_sha256(request) or self._whole(request).sha256
         self.archive_hash = digest
-        key = "".join([f"member:{digest}", *(f"!/{name}" for name in uri.nested)])
+        key = member_key(digest, uri.nested)
         stored = self.cache.find(key)
         if stored is None:
             holder = self._holder(uri, request)
@@ -413,8 +335,12 @@ class _Run:
             return self._whole(request)
         return self._member(replace(uri, members=uri.members[:-1]), request)
 
+    def is_cached(self, stored: Stored) -> bool:
+        """Tell a file of the cache from one that is read where it lies."""
+        return stored.path.is_relative_to(self.cache.root)
+
     def _pin(self, stored: Stored) -> None:
-        if stored.path.is_relative_to(self.cache.root):
+        if self.is_cached(stored):
             self.pinned.append(stored.sha256)
 
     def _no_member(self, uri: SourceUri, archive: Stored) -> UsageError:

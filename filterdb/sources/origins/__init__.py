@@ -1,8 +1,9 @@
 """Where files come from: one explicit table, scheme → module, imported at first use.
 
 Each module exports ``ORIGIN``, a function from a :class:`Request` to a
-:class:`~filterdb.sources.cache.Stored` file. Other packages add schemes by an entry point of group
-``filterdb.sources``, named as the scheme.
+:class:`~filterdb.sources.stored.Stored` file, and may export ``MEASURE``, which tells the size
+before anything is fetched. Other packages add schemes by an entry point of group
+``filterdb.sources``, named as the scheme, that gives such a module's ORIGIN.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from filterdb.errors import HashMismatchError
-from filterdb.sources.cache import Cache, Stored
+from filterdb.sources.stored import Stored
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from types import ModuleType
 
     from filterdb.catalog.uri import SourceUri
+    from filterdb.sources.cache import Cache
     from filterdb.types import ProgressHook
 
 #: Scheme → module below this package. Any scheme not listed is fsspec's.
@@ -71,6 +74,7 @@ class Request:
 
 
 Origin: TypeAlias = Callable[[Request], Stored]
+Measure: TypeAlias = Callable[[Request], int | None]
 
 
 def find_origin(scheme: str) -> Origin:
@@ -92,9 +96,29 @@ def find_origin(scheme: str) -> Origin:
         for point in entry_points(group="filterdb.sources", name=scheme):
             plugin: Origin = point.load()
             return plugin
-    module = importlib.import_module(f"{__name__}.{MODULES.get(scheme, 'web')}")
-    origin: Origin = module.ORIGIN
+    origin: Origin = _module(scheme).ORIGIN
     return origin
+
+
+def find_measure(scheme: str) -> Measure | None:
+    """Return what tells a piece's size without fetching it.
+
+    Parameters
+    ----------
+    scheme
+        Lower case.
+
+    Returns
+    -------
+    Measure or None
+        None where that cannot be asked.
+    """
+    measure: Measure | None = getattr(_module(scheme), "MEASURE", None)
+    return measure
+
+
+def _module(scheme: str) -> ModuleType:
+    return importlib.import_module(f"{__name__}.{MODULES.get(scheme, 'web')}")
 
 
 def agreed_sha256(request: Request) -> str | None:

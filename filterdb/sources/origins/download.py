@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     import requests
 
-    from filterdb.sources.cache import Sink
+    from filterdb.sources.stored import Sink
 
 #: Nothing larger is fetched, whoever announces it.
 MAX_BYTES = 64 * 1024**3

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from filterdb.errors import FetchError, SourceError, nearest
-from filterdb.sources.cache import Filled, Sink, Stored
 from filterdb.sources.origins import download as transfer
+from filterdb.sources.stored import Filled, Sink, Stored
 
 if TYPE_CHECKING:
     from filterdb.catalog.uri import SourceUri
@@ -73,10 +73,10 @@ def obtain(request: Request) -> Stored:
         Where other bytes came.
     """
     repository, _, revision = request.uri.body.partition("@")
-    known = request.cache.find(str(request.uri), sha256=request.sha256)
-    fixed = _COMMIT.fullmatch(revision) is not None
-    if known is not None and (fixed or request.sha256 is not None):
-        return known if known.uri else replace(known, uri=str(request.uri))
+    if request.sha256 is not None or _COMMIT.fullmatch(revision):
+        known = request.cache.find(str(request.uri), sha256=request.sha256)
+        if known is not None:
+            return known if known.uri else replace(known, uri=str(request.uri))
     found = look_up(request.uri, repository, revision or "main")
 
     def fill(sink: Sink) -> Filled:
@@ -99,6 +99,23 @@ def obtain(request: Request) -> Stored:
     key = str(request.uri if request.sha256 is not None else found.uri)
     stored = request.cache.get(key, fill, sha256=request.sha256)
     return replace(stored, uri=str(found.uri))
+
+
+def measure(request: Request) -> int | None:
+    """Ask the hub how large a file is.
+
+    Parameters
+    ----------
+    request
+        As for :func:`obtain`.
+
+    Returns
+    -------
+    int or None
+        Bytes; None where the hub does not say.
+    """
+    repository, _, revision = request.uri.body.partition("@")
+    return look_up(request.uri, repository, revision or "main").size
 
 
 def look_up(uri: SourceUri, repository: str, revision: str) -> HubFile:
@@ -202,3 +219,4 @@ def _raise_final(error: Exception, uri: SourceUri, *, last: bool) -> None:
 
 
 ORIGIN = obtain
+MEASURE = measure

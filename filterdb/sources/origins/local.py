@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filterdb.errors import FetchError, HashMismatchError, SourceError, nearest
-from filterdb.sources.cache import Stored, file_sha256
+from filterdb.sources.stored import Stored, file_sha256
 
 if TYPE_CHECKING:
     from filterdb.sources.origins import Request
@@ -51,6 +51,25 @@ def obtain(request: Request) -> Stored:
     return Stored(path, digest, size, path.name, str(request.uri))
 
 
+def measure(request: Request) -> int | None:
+    """Look how large a local file is.
+
+    Parameters
+    ----------
+    request
+        As for :func:`obtain`.
+
+    Returns
+    -------
+    int or None
+        Bytes; None where there is no such file.
+    """
+    try:
+        return (request.base / request.uri.body).stat().st_size
+    except OSError:
+        return None
+
+
 def _missing(path: Path) -> str:
     return f"{path} is a folder, not a file" if path.is_dir() else f"no file {path}"
 
@@ -66,3 +85,4 @@ def _neighbours(path: Path) -> str | None:
 
 
 ORIGIN = obtain
+MEASURE = measure

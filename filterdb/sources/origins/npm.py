@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filterdb.errors import FetchError, HashMismatchError, SourceError
-from filterdb.sources.cache import Filled, Sink, Stored
 from filterdb.sources.origins import agreed_sha256
 from filterdb.sources.origins.download import MAX_BYTES
+from filterdb.sources.stored import Filled, Sink, Stored
 
 if TYPE_CHECKING:
     from filterdb.sources.origins import Request

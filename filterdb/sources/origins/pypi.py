@@ -21,9 +21,9 @@ from filterdb.errors import (
     UnsupportedFormatError,
     nearest,
 )
-from filterdb.sources.cache import Filled, Sink, Stored
 from filterdb.sources.origins import Request, agreed_sha256
 from filterdb.sources.origins import download as transfer
+from filterdb.sources.stored import Filled, Sink, Stored
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -68,6 +68,24 @@ def obtain(request: Request) -> Stored:
         return Filled(package.filename, str(request.uri))
 
     return request.cache.get(str(request.uri), fill, sha256=expected)
+
+
+def measure(request: Request) -> int | None:
+    """Ask the index how large an archive is.
+
+    Parameters
+    ----------
+    request
+        As for :func:`obtain`.
+
+    Returns
+    -------
+    int or None
+        Bytes; None where the index does not say.
+    """
+    with _session() as session:
+        packages = _list_files(session, request)
+    return choose(packages, request=request, expected=agreed_sha256(request)).size
 
 
 def choose(
@@ -271,3 +289,4 @@ def _session() -> Any:
 
 
 ORIGIN = obtain
+MEASURE = measure

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from filterdb.errors import SourceError, UnknownNameError
-from filterdb.sources.cache import Filled, Sink, Stored
+from filterdb.sources.stored import Filled, Sink, Stored
 
 if TYPE_CHECKING:
     from filterdb.sources.origins import Request

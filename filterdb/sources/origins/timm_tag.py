@@ -14,8 +14,8 @@ from filterdb.errors import SourceError, UnknownNameError
 from filterdb.sources.origins import hub
 
 if TYPE_CHECKING:
-    from filterdb.sources.cache import Stored
     from filterdb.sources.origins import Request
+    from filterdb.sources.stored import Stored
 
 _WEIGHTS = "model.safetensors"
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from filterdb.errors import FetchError, FilterDBError, SourceError, UnsafeCheckpointError
-from filterdb.sources.cache import Filled, Sink, Stored
 from filterdb.sources.origins import download as transfer
 from filterdb.sources.origins.download import MAX_BYTES, redact, wait_before_retry
+from filterdb.sources.stored import Filled, Sink, Stored
 
 if TYPE_CHECKING:
     from filterdb.sources.origins import Request
@@ -84,6 +84,22 @@ def obtain(request: Request) -> Stored:
     version = remote.version or secrets.token_hex(8)
     key = str(uri) if request.sha256 is not None else f"{uri} {version} {remote.size}"
     return request.cache.get(key, fill, sha256=request.sha256)
+
+
+def measure(request: Request) -> int | None:
+    """Ask how large a remote file is.
+
+    Parameters
+    ----------
+    request
+        As for :func:`obtain`.
+
+    Returns
+    -------
+    int or None
+        Bytes; None where the file system does not say.
+    """
+    return _look_up(request).size
 
 
 def _look_up(request: Request) -> _Remote:
@@ -248,3 +264,4 @@ def _raise_final(error: Exception, what: str, *, last: bool) -> None:
 
 
 ORIGIN = obtain
+MEASURE = measure
