@@ -7,7 +7,8 @@ per-channel bias added in between.
 Without: names and order. A BatchNorm is taken only if it is as long as the convolution has
 outputs, stands behind it in the order of construction, and either has the name the convolution's
 BatchNorm would have (``conv1`` → ``bn1``, ``0`` → ``1``, ``X.conv`` → ``X.bn``) or is the very
-next module of the same parent. A BatchNorm that stands before its namesake belongs to a
+next module of the same parent. A separable convolution's two halves share their parent's name
+(``0.depthwise``, ``0.pointwise`` → ``1``). A BatchNorm that stands before its namesake belongs to a
 pre-activation network and is left alone. In files sorted by the alphabet the order says nothing:
 there the name must fit, and no name of that pattern in the file may have the length of the
 inputs instead.
@@ -21,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 
@@ -253,7 +255,7 @@ def pair_by_name(
     modules
         All modules in order of construction.
     ordered
-        False where the file lists its tensors by the alphabet, so that order says nothing.
+        False where the file does not keep the order of construction, so that order says nothing.
     folds
         The format's converters fold BatchNorm into convolutions.
     epsilon
@@ -279,8 +281,12 @@ def pair_by_name(
             claimed.add(match.position)
     if ordered:
         named = set(taken)
+        separable = _separable(candidates)
         for i, candidate in enumerate(candidates):
-            after = _next(candidate, modules)
+            name = candidate.module.name
+            if i in separable:
+                name = last_part(name)[0][:-1]
+            after = _next(candidate, modules, name)
             if i in named or after is None or after.position in claimed:
                 continue
             taken[i] = after
@@ -316,12 +322,27 @@ def _by_name(
     return {} if against and not ordered else found
 
 
-def _next(candidate: Candidate, modules: Sequence[Module]) -> Module | None:
+def _separable(candidates: Sequence[Candidate]) -> set[int]:
+    """Find pointwise convolutions that share a parent with just the depthwise one before them."""
+    parents = [last_part(c.module.name)[0] for c in candidates]
+    return {
+        i
+        for i, (first, second) in enumerate(pairwise(candidates), start=1)
+        if parents[i]
+        and parents[i] == parents[i - 1]
+        and parents.count(parents[i]) == 2
+        and second.module.position == first.module.position + 1
+        and first.groups == first.in_channels == second.in_channels
+        and max(second.kernel) == 1 < max(first.kernel)
+    }
+
+
+def _next(candidate: Candidate, modules: Sequence[Module], name: str) -> Module | None:
     position = candidate.module.position + 1
     if position >= len(modules):
         return None
     after = modules[position]
-    parent, last = last_part(candidate.module.name)
+    parent, last = last_part(name)
     same_parent = last_part(after.name)[0] == parent
     following = last_part(after.name)[1]
     if last.isdigit() and following.isdigit() and int(following) != int(last) + 1:

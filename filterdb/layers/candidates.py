@@ -4,9 +4,11 @@ A state dict holds shapes and names only. What is concluded from them, and what 
 
 * **transposed** where the caller's globs say so; where a bias is as long as the *input* axis and
   not as the output axis; where no bias is there and the BatchNorm that follows in the same parent
-  is so long (unless the file is sorted by the alphabet, which puts others there); where the name
-  says deconv or transpose; or, for equal axes, where an even kernel lies in something called up.
-  Otherwise it is an ordinary convolution.
+  is so long (unless the file is sorted by the alphabet, which puts others there); where an even
+  kernel without a bias has as many inputs *that way round* as the layer before has outputs, and
+  nothing emits as many as the other way round would need; where a bias shows that the second axis
+  holds one of several groups; where the name says deconv or transpose; or, for equal axes, where
+  an even kernel lies in something called up. Otherwise it is an ordinary convolution.
 * **depthwise** where a kernel has one input channel, is not the first convolution, and the layer
   before emits as many channels (or a divisor of them: ShuffleNet joins halves), or the kernel is
   larger than 1 and nothing before emits, or reads, a single channel, or the name says so. A
@@ -119,7 +121,7 @@ def candidates_of(
     transposed
         Globs of tensor names that are transposed convolutions.
     ordered
-        False where the file lists its tensors by the alphabet, so that neighbours mean less.
+        False where the file does not keep the order of construction, so that neighbours mean less.
 
     Returns
     -------
@@ -141,7 +143,7 @@ def candidates_of(
         node = nodes[module.node] if module.node is not None else None
         told = node.conv if node is not None and node.conv is not None else ConvAttributes()
         after = following.get(module.position) if ordered else None
-        op = _op(module, node, choice, transposed, after)
+        op = _op(module, node, choice, transposed, after, emitted)
         layout = told.layout or _layout(module, op, choice)
         groups = told.groups
         if groups is None:
@@ -151,7 +153,23 @@ def candidates_of(
         found.append(_candidate(module, op, layout, groups, told))
         emitted.append(found[-1].out_channels)
         single |= 1 in (found[-1].in_channels, found[-1].out_channels)
-    return found
+    return _agreed(found)
+
+
+def _agreed(candidates: list[Candidate]) -> list[Candidate]:
+    """Take back a 1×1 kernel's being depthwise where its namesakes are not."""
+
+    def pattern(c: Candidate) -> str:
+        return re.sub(r"\d+", "#", c.module.name)
+
+    flat = [c for c in candidates if c.attributes.groups is None and max(c.kernel) == 1]
+    plain = {pattern(c) for c in flat if c.in_channels == 1 < c.out_channels}
+    wrong = {
+        c.module.position
+        for c in flat
+        if c.groups == c.in_channels > 1 and c.op == "conv" and pattern(c) in plain
+    }
+    return [replace(c, groups=1) if c.module.position in wrong else c for c in candidates]
 
 
 def _candidate(module: Module, op: Op, layout: str, groups: int, told: ConvAttributes) -> Candidate:
@@ -175,6 +193,7 @@ def _op(
     choice: LayoutChoice,
     transposed: Sequence[str],
     after: Module | None,
+    earlier: Sequence[int],
 ) -> Op:
     weight = module.tensors["weight"]
     if any(fnmatchcase(weight.name, glob) for glob in transposed):
@@ -194,7 +213,12 @@ def _op(
             return "conv_transpose"
         if emitted == out:
             return "conv"
+        groups = emitted // into if "bias" in module.tensors else 0
+        if groups > 1 and emitted % into == 0 and out % groups == 0:
+            return "conv_transpose"  # The second axis holds one group.
     even = all(k % 2 == 0 for k in kernel)
+    if even and emitted is None and earlier and earlier[-1] == out != into not in earlier:
+        return "conv_transpose"
     up = bool(_UP & set(tokens(module.name)[-4:])) and "conv" not in tokens(module.name)[-1:]
     return "conv_transpose" if named or (even and up and out == into) else "conv"
 

@@ -61,7 +61,7 @@ class Module:
 
 _EMBEDDING = re.compile(
     r"(^|[._/])(pos(itional)?_?(emb|enc)\w*|position\w*|\w*_pos|(abs|rel|relative)_?pos\w*|rel_[hw]\b|"
-    r"\w*embeddings?|\w*_embed|\w*tokens?\d*|token_emb\w*|wte|wpe|queries|query_feat\w*|prototypes?|"
+    r"\w*embeddings?|\w*_embed|\w*tokens?_?\d*|token_emb\w*|wte|wpe|queries|query_feat\w*|prototypes?|"
     r"codebook\w*|relative_position_bias\w*|attention_bias\w*|latents?)(?=$|[./:])",
     re.I,
 )

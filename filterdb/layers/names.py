@@ -128,18 +128,20 @@ def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
     return tuple((0, int(p), "") if p.isdigit() else (1, 0, p) for p in parts if p)
 
 
-_FIRST = re.compile(r"(^|[._/])(stem|conv_stem|patch_embed\w*|first_conv|conv_first|conv_in|inc)\b")
+_FIRST = re.compile(
+    r"(^|[._/])(stem|conv_stem|patch_embed\w*|first_conv|conv_first|conv_in|conv_pre|inc)\b"
+)
 _LAST = re.compile(
-    r"^(module\.|model\.)?(head|fc|classifier|conv_head|final\w*|last\w*|output\w*|outc)\b"
+    r"^(module\.|model\.)?(head|fc|classifier|conv_head|final\w*|last\w*|output\w*|outc|conv_post|conv_last|conv_out)\b"
 )
 
 
 def registration_order(names: Sequence[str]) -> list[int]:
-    """Guess the order of construction where a file lists its tensors by the alphabet.
+    """Guess the order of construction where a file does not keep it.
 
-    Safetensors writers sort by name, so ``layer10`` precedes ``layer2`` and ``stem`` comes last.
-    Such a list is sorted naturally, with stems first and heads last; any other order is taken as
-    the file gives it.
+    Safetensors writers sort by name, so ``layer10`` precedes ``layer2`` and ``stem`` comes last;
+    Chainer's npz files follow a dictionary's hashes. Such a list is sorted naturally, with stems
+    first and heads last; any other order is taken as the file gives it.
 
     Parameters
     ----------
@@ -152,7 +154,7 @@ def registration_order(names: Sequence[str]) -> list[int]:
         Positions into `names`, in the order of construction.
     """
     order = list(range(len(names)))
-    if not is_alphabetical(names):
+    if keeps_order(names):
         return order
 
     def key(position: int) -> tuple[int, tuple[tuple[int, int, str], ...], int]:
@@ -163,8 +165,8 @@ def registration_order(names: Sequence[str]) -> list[int]:
     return sorted(order, key=key)
 
 
-def is_alphabetical(names: Sequence[str]) -> bool:
-    """Whether a list of names is sorted by the alphabet, so that its order carries no meaning.
+def keeps_order(names: Sequence[str]) -> bool:
+    """Whether the order of a list of names may be the order of construction.
 
     Parameters
     ----------
@@ -174,10 +176,23 @@ def is_alphabetical(names: Sequence[str]) -> bool:
     Returns
     -------
     bool
-        True for at least four distinct names in code point order.
+        False for four or more names sorted by the alphabet, and where most series of counted
+        names jump up and down (``conv2``, ``conv4``, ``conv1``).
     """
     distinct = list(dict.fromkeys(names))
-    return len(distinct) > 3 and all(a <= b for a, b in pairwise(distinct))
+    if len(distinct) < 4:
+        return True
+    if all(a <= b for a, b in pairwise(distinct)):
+        return False
+    counted: dict[str, dict[int, None]] = {}
+    for name in distinct:
+        match = re.match(r"^(.*?)(\d+)([./].*)?$", name)
+        if match:
+            counted.setdefault(match[1], {})[int(match[2])] = None
+    series = [list(numbers) for numbers in counted.values() if len(numbers) > 2]
+    # A decoder may count down; what jumps is in no order at all.
+    jumping = sum(s != sorted(s) and s != sorted(s, reverse=True) for s in series)
+    return 2 * jumping <= len(series)
 
 
 def last_part(name: str) -> tuple[str, str]:

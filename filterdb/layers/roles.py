@@ -3,9 +3,11 @@
 1. ``patch_embed``: a first layer whose stride equals its kernel, larger than 1. Where the file
    does not state strides: a first layer called patch or stem with an even kernel of at least 4, or
    with an even or 7-fold kernel of at least 8 (ViT's 8, 14, 16, 32).
-2. ``stem``: any other first layer. With a graph, a first layer has no convolution before it.
-   Without, it is the first one in order of construction with at most four input channels, else the
-   first of all.
+2. ``stem``: any other first layer. With a graph, a first layer has no convolution before it and,
+   if any such layer reads at most four channels, it does, too (others read a style vector or
+   features). Without, it is the first in order of construction if that reads at most 16 channels,
+   else the first that reads at most four with a kernel above 1, else the first; and those called
+   like it but for a number that read as many, one or three, channels (parallel branches).
 3. ``depthwise``: as many groups as input channels, more than one.
 4. ``fc_as_conv``: a kernel of at least 4 along every axis, not strided, not padded (if known),
    ungrouped, with more weights than all convolutions before it together, and nothing but 1×1
@@ -37,7 +39,9 @@ from filterdb.types import Role
 _FULLY_CONNECTED = re.compile(r"^(fc|dense|linear|fully_?connected)_?\d*$", re.I)
 _PATCH = re.compile(r"patch|stem|embed|(^|\.)downsample_layers\.0", re.I)
 _SHORTCUTS = frozenset({"downsample", "shortcut", "downsampling", "downsampler"})
+#: Channels of an image, at most; and of anything else that is fed to a network's first layer.
 _IMAGE_CHANNELS = 4
+_INPUT_CHANNELS = 16
 
 
 @dataclass(frozen=True)
@@ -89,8 +93,13 @@ def surroundings_in_graph(
     behind = graph.marked_below(is_any)
     spatial_behind = graph.marked_below(spatial)
     at = [c.module.node or 0 for c in candidates]
+    first = [not before[i] for i in at]
+    if any(f and c.in_channels <= _IMAGE_CHANNELS for f, c in zip(first, candidates, strict=True)):
+        first = [
+            f and c.in_channels <= _IMAGE_CHANNELS for f, c in zip(first, candidates, strict=True)
+        ]
     return Surroundings(
-        first=tuple(not before[i] for i in at),
+        first=tuple(first),
         last=tuple(not behind[i] for i in at),
         spatial_behind=tuple(spatial_behind[i] for i in at),
         weights_before=_running(candidates),
@@ -115,18 +124,30 @@ def surroundings_in_order(
         One entry per candidate.
     """
     n = len(candidates)
-    images = [i for i, c in enumerate(candidates) if c.in_channels <= _IMAGE_CHANNELS]
-    first = images[0] if images else 0
+    first = 0
+    if candidates and candidates[0].in_channels > _INPUT_CHANNELS:
+        first = next((i for i, c in enumerate(candidates) if _reads_image(c)), 0)
     last_linear = max((m.position for m in modules if m.kind == "linear"), default=-1)
     last_spatial = max((i for i, c in enumerate(candidates) if max(c.kernel) > 1), default=-1)
     return Surroundings(
-        first=tuple(i == first for i in range(n)),
+        first=tuple(i == first or _twin(candidates[first], candidates[i]) for i in range(n)),
         last=tuple(
             i == n - 1 and c.module.position > last_linear for i, c in enumerate(candidates)
         ),
         spatial_behind=tuple(i < last_spatial for i in range(n)),
         weights_before=_running(candidates),
     )
+
+
+def _reads_image(candidate: Candidate) -> bool:
+    return candidate.in_channels <= _IMAGE_CHANNELS and max(candidate.kernel) > 1
+
+
+def _twin(first: Candidate, other: Candidate) -> bool:
+    """Whether a layer is another branch's first: called alike but for a number, on an image."""
+    names = [re.sub(r"\d+", "#", c.module.name) for c in (first, other)]
+    channels = {first.in_channels, other.in_channels}
+    return names[0] == names[1] and len(channels) == 1 and channels.pop() in (1, 3)
 
 
 def _running(candidates: Sequence[Candidate]) -> tuple[int, ...]:

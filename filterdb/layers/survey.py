@@ -8,7 +8,7 @@ from typing import Literal
 
 from filterdb.layers.model import SkippedTensor
 from filterdb.layers.modules import Kind, Module, modules_of
-from filterdb.layers.names import is_alphabetical, registration_order, split_name
+from filterdb.layers.names import keeps_order, registration_order, split_name
 from filterdb.layers.raw import Node, RawModel, Tensor
 from filterdb.layers.reparametrised import assemble
 from filterdb.layers.skipped import supported
@@ -35,7 +35,8 @@ class Survey:
     modules
         In order of construction (graph: execution); position is the place in this tuple.
     ordered
-        False where the file lists its tensors by the alphabet, so that order says little.
+        False where the file lists its tensors by the alphabet or at random, so that order says
+        little.
     parts
         Parts of reparametrised weights.
     reasons
@@ -76,7 +77,7 @@ def survey(raw: RawModel) -> Survey:
         covered |= {t.name for m in nodes for t in m.tensors.values()}
         free = [t for t in assembled.tensors if t.name not in covered and t.skip is None]
         named = modules_of(free)
-    ordered = bool(nodes) or not is_alphabetical([m.name for m in named])
+    ordered = bool(nodes) or keeps_order([m.name for m in named])
     modules = _merged(nodes, named, assembled.tensors) if nodes else _constructed(named)
     kept = tuple(m for m in modules if _usable(m, reasons))
     placed = tuple(replace(m, position=i) for i, m in enumerate(kept))
