@@ -24,6 +24,8 @@ from filterdb.sources.formats.keras_weights import Weight, weight_role
 if TYPE_CHECKING:
     import h5py
 
+    from filterdb.types import SkipReason
+
 MAGIC = b"\x89HDF\r\n\x1a\n"
 _OPTIMIZER = re.compile(r"^(optimizer_weights|optimizer|_?optimizer_\w+)/")
 
@@ -94,7 +96,9 @@ def _read_root(root: h5py.File, file: ModelFile) -> RawModel:
         optimizer = _OPTIMIZER.match(array.path) is not None
         # Theano convolves where everybody else correlates.
         flipped = flips and len(array.shape) > 2 and weight_role(name) == "weight"
-        skip = ("optimizer_state", array.path) if optimizer else None
+        skip: tuple[SkipReason, str] | None = None
+        if optimizer:
+            skip = ("optimizer_state", array.path)
         tensors.append(array.tensor(name, skip=skip, flipped=flipped))
         if not optimizer:
             weights.append(Weight(name, name, group, array.shape))

@@ -64,9 +64,11 @@ def layer_nodes(
     if _SEPARABLE.search(kind) and match and {"depthwise", "pointwise"} <= roles.keys():
         yield from _separable(value, kind, config, roles, inputs)
     elif match and "LSTM" not in kind and _fits(roles, int(match[2])):
-        yield _convolution(value, kind, config, roles, inputs)
+        yield from _convolution(value, kind, config, roles, inputs)
     elif match is None and kind in _OPS:
         yield _plain(value, kind, config, roles, inputs)
+    elif kind == "Activation" and config.get("activation") == "linear":
+        yield Node(value, "identity", inputs, (value,), source_op=kind)
     else:
         yield from _unknown(value, kind, weights, inputs)
 
@@ -94,9 +96,10 @@ def _separable(
     ones = (1,) * rank
     pointwise = ConvAttributes(_layout("HWIO", rank), 1, ones, ones, (0,) * rank)
     yield Node(
-        f"{value}.pointwise", "conv", (middle,), (value,),
+        f"{value}.pointwise", "conv", (middle,), (f"{value}.pointwise",),
         _only(roles, pointwise="weight", bias="bias"), pointwise, source_op=kind,
     )  # fmt: skip
+    yield _activation(value, f"{value}.pointwise", config)
 
 
 def _convolution(
@@ -105,7 +108,7 @@ def _convolution(
     config: Mapping[str, Any],
     roles: Mapping[str, Weight],
     inputs: tuple[str, ...],
-) -> Node:
+) -> Iterator[Node]:
     match = _CONV.search(kind)
     kernel = roles.get("depthwise") or roles.get("weight")
     depthwise = _DEPTHWISE.search(kind) is not None or "depthwise" in roles
@@ -118,7 +121,16 @@ def _convolution(
     shape = kernel.shape if kernel else (0,) * (rank + 2)
     stated = match is None or int(match[2]) == rank
     conv = _attributes(config if stated else None, _layout(letters, rank), shape)
-    return Node(value, op, inputs, (value,), weights, conv, source_op=kind)
+    linear = f"{value}.linear"
+    yield Node(value, op, inputs, (linear,), weights, conv, source_op=kind)
+    yield _activation(value, linear, config)
+
+
+def _activation(value: str, linear: str, config: Mapping[str, Any]) -> Node:
+    """Return the layer's own activation, which keeps a later BatchNorm from being folded."""
+    function = config.get("activation")
+    op: NodeOp = "identity" if function is None or function == "linear" else "other"
+    return Node(f"{value}.activation", op, (linear,), (value,), source_op="Activation")
 
 
 def _plain(

@@ -1,0 +1,270 @@
+"""TensorFlow.js models: a JSON file with the topology and a manifest of binary shards.
+
+Three kinds: layers models (the topology is Keras' configuration), graph models (a GraphDef), and
+manifests alone (``weights_manifest.json``), whose names have to tell. The manifest lists groups;
+in each, the bytes of the shards follow one another and the weights lie in them in order.
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from filterdb.errors import (
+    FetchError,
+    MalformedFileError,
+    MissingCompanionError,
+    UnsafeCheckpointError,
+    UnsupportedFormatError,
+)
+from filterdb.layers.raw import Node, RawModel, Tensor
+from filterdb.sources.formats.base import MAX_TENSORS, FormatReader, ModelFile
+from filterdb.sources.formats.keras_graph import keras_nodes, parse_config
+from filterdb.sources.formats.keras_weights import Weight
+from filterdb.sources.formats.tf_graph import graph_nodes, named_convolutions
+from filterdb.sources.formats.tf_operations import operation_from_json
+from filterdb.sources.formats.tfjs_weights import Shard, group_tensors, small_integers
+
+#: Largest JSON read; Python needs some ten times as much to hold it.
+MAX_JSON = 256 * 1024 * 1024
+_SEEN = (b'"modelTopology"', b'"weightsManifest"')
+
+
+def sniff(head: bytes, file: ModelFile) -> bool:
+    """Whether this is a TensorFlow.js model or manifest.
+
+    Parameters
+    ----------
+    head
+        The file's first bytes.
+    file
+        The file.
+
+    Returns
+    -------
+    bool
+        True for JSON with the keys TensorFlow.js writes.
+    """
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if start[:1] == b"[":
+        return b'"weights"' in start and b'"dtype"' in start and b'"shape"' in start
+    if start[:1] != b"{":
+        return False
+    if any(word in head for word in _SEEN):
+        return True
+    if file.suffix != ".json":
+        return False
+    try:  # a long signature may come first; the manifest comes last
+        with file.path.open("rb") as handle:
+            size = handle.seek(0, 2)
+            handle.seek(max(0, size - 65536))
+            tail = handle.read()
+    except OSError:
+        return False
+    return any(word in tail for word in _SEEN)
+
+
+def companions(file: ModelFile) -> tuple[str, ...]:
+    """Name the shards of a model.
+
+    Parameters
+    ----------
+    file
+        The JSON file.
+
+    Returns
+    -------
+    tuple of str
+        Paths relative to its folder, in the manifest's order, each once.
+
+    Raises
+    ------
+    MalformedFileError
+        If it is not what TensorFlow.js writes.
+    UnsafeCheckpointError
+        If a path leaves the folder.
+    """
+    groups = _groups(_load(file))
+    return tuple(dict.fromkeys(path for group in groups for path in _paths(group)))
+
+
+def read(file: ModelFile) -> RawModel:
+    """List the weights of a TensorFlow.js model, with its graph.
+
+    Parameters
+    ----------
+    file
+        The JSON file; its shards are the companions.
+
+    Returns
+    -------
+    RawModel
+        ``has_edges`` where the file has a topology.
+
+    Raises
+    ------
+    FetchError
+        If a file cannot be opened.
+    MalformedFileError
+        If the JSON is not what TensorFlow.js writes or the shards are too short.
+    MissingCompanionError
+        If a shard is not there.
+    UnsafeCheckpointError
+        If a path leaves the folder or sizes are absurd.
+    UnsupportedFormatError
+        If the weights are not in shards.
+    """
+    document = _load(file)
+    tensors = _tensors(document, file)
+    topology = document.get("modelTopology") if isinstance(document, Mapping) else None
+    notes = _notes(document)
+    nodes: tuple[Node, ...] = ()
+    is_graph = isinstance(topology, Mapping) and "node" in topology
+    if isinstance(topology, Mapping):
+        nodes = _graph(topology, tensors) if is_graph else _layers(topology, tensors)
+        notes += _function_notes(topology)
+    has_edges = bool(nodes)
+    return RawModel(
+        format="tfjs",
+        tensors=tensors,
+        nodes=nodes or named_convolutions({t.name: t.shape for t in tensors}),
+        has_edges=has_edges,
+        folds_batch_norm=is_graph,
+        default_layout="HWIO",
+        notes=notes,
+    )
+
+
+def _load(file: ModelFile) -> Any:
+    try:
+        size = file.path.stat().st_size
+        if size > MAX_JSON:
+            raise UnsafeCheckpointError(
+                f"{file.name}: {size:,} bytes of JSON; at most {MAX_JSON:,} are read"
+            )
+        data = file.path.read_bytes()
+    except OSError as error:
+        raise FetchError(f"cannot open {file.path.name}: {error.strerror or error}") from error
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise MalformedFileError(f"{file.name or file.path.name} is no JSON: {error}") from error
+
+
+def _groups(document: object) -> list[Mapping[str, Any]]:
+    manifest = document.get("weightsManifest") if isinstance(document, Mapping) else document
+    if manifest is None and isinstance(document, Mapping):
+        if "weightSpecs" in document or "weightData" in document:
+            raise UnsupportedFormatError(
+                "a TensorFlow.js model with its weights inside the JSON",
+                tip="save it with weights in binary shards",
+            )
+        raise MalformedFileError("JSON without a weightsManifest")
+    if not isinstance(manifest, list) or not all(isinstance(g, Mapping) for g in manifest):
+        raise MalformedFileError("the weightsManifest is no list of groups")
+    return manifest
+
+
+def _paths(group: Mapping[str, Any]) -> list[str]:
+    paths = group.get("paths")
+    if not isinstance(paths, list) or not all(isinstance(p, str) for p in paths):
+        raise MalformedFileError("a group of the weightsManifest has no list of paths")
+    return [_inside(path) for path in paths]
+
+
+def _inside(path: str) -> str:
+    normal = posixpath.normpath(path)
+    if (
+        not path
+        or path.startswith(("/", "~"))
+        or normal in (".", "..")
+        or normal.startswith("../")
+        or "\\" in path
+        or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", path)
+        or any(ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 for c in path)
+    ):
+        raise UnsafeCheckpointError(f"shard {path!r} does not lie in the model's own folder")
+    return normal
+
+
+def _tensors(document: object, file: ModelFile) -> tuple[Tensor, ...]:
+    found: list[Tensor] = []
+    for number, group in enumerate(_groups(document)):
+        shards = [_shard(path, file) for path in _paths(group)]
+        specs = group.get("weights")
+        if not isinstance(specs, list) or not all(isinstance(s, Mapping) for s in specs):
+            raise MalformedFileError("a group of the weightsManifest has no list of weights")
+        if len(found) + len(specs) > MAX_TENSORS:
+            raise UnsafeCheckpointError(f"{file.name}: more than {MAX_TENSORS:,} weights")
+        found += group_tensors(specs, shards, number=number)
+    names = {t.name for t in found}
+    if len(names) < len(found):
+        raise MalformedFileError(f"{file.name}: two weights have one name")
+    return tuple(found)
+
+
+def _shard(path: str, file: ModelFile) -> Shard:
+    place = file.companions.get(path)
+    if place is None:
+        raise MissingCompanionError(f"{file.name or file.path.name} needs {path}, which is missing")
+    try:
+        return Shard(place, place.stat().st_size)
+    except FileNotFoundError as error:
+        raise MissingCompanionError(
+            f"{file.name or file.path.name} needs {path}, which is missing"
+        ) from error
+    except OSError as error:
+        raise FetchError(f"cannot open {path}: {error.strerror or error}") from error
+
+
+def _layers(topology: Mapping[str, Any], tensors: Sequence[Tensor]) -> tuple[Node, ...]:
+    config = topology.get("model_config", topology)
+    if isinstance(config, str):
+        config = parse_config(config)
+    if not isinstance(config, Mapping) or "config" not in config:
+        return ()
+    return keras_nodes(config, [Weight(t.name, t.name, "", t.shape) for t in tensors])
+
+
+def _graph(topology: Mapping[str, Any], tensors: Sequence[Tensor]) -> tuple[Node, ...]:
+    listed = topology["node"]
+    if not isinstance(listed, list) or not all(isinstance(n, Mapping) for n in listed):
+        raise MalformedFileError("modelTopology.node is no list of operations")
+    by_name = {t.name: t for t in tensors}
+
+    def small_constant(name: str) -> tuple[int, ...] | None:
+        return small_integers(by_name[name]) if name in by_name else None
+
+    return graph_nodes(
+        [operation_from_json(n) for n in listed],
+        {t.name: t.shape for t in tensors},
+        small_constant=small_constant,
+    )
+
+
+def _function_notes(topology: Mapping[str, Any]) -> tuple[str, ...]:
+    """Say so where convolutions lie in functions, whose weights come in as arguments."""
+    library = topology.get("library")
+    functions = library.get("function") if isinstance(library, Mapping) else None
+    bodies = [f for f in functions if isinstance(f, Mapping)] if isinstance(functions, list) else []
+    listed = [n for body in bodies for n in (body.get("nodeDef") or body.get("node_def") or [])]
+    n = sum(isinstance(node, Mapping) and "Conv" in str(node.get("op", "")) for node in listed)
+    return (f"{n} convolutions inside functions are not read",) if n else ()
+
+
+def _notes(document: object) -> tuple[str, ...]:
+    if not isinstance(document, Mapping):
+        return ()
+    return tuple(
+        f"{label} {document[key][:100]}"
+        for key, label in (("generatedBy", "generated by"), ("convertedBy", "converted by"))
+        if isinstance(document.get(key), str) and document[key]
+    )
+
+
+READER = FormatReader(
+    "tfjs", "TensorFlow.js", (".json",), sniff=sniff, read=read, companions=companions
+)
