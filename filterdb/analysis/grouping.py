@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from filterdb.analysis.config import MAX_GROUPS
-from filterdb.errors import AnalysisError
+from filterdb.errors import AnalysisError, UsageError
 
 if TYPE_CHECKING:
     from filterdb.store import Store
@@ -40,6 +40,10 @@ def labels(store: Store, by: str) -> list[str | None]:
     AnalysisError
         More than :data:`~filterdb.analysis.config.MAX_GROUPS` groups.
     """
+    if not by.strip():
+        raise UsageError(
+            "an empty grouping", tip="name a column, such as task, or an SQL expression"
+        )
     value = f"array_to_string({by}, ', ')" if by.strip() in _LIST_COLUMNS else f"({by}\n)"
     answer = store.sql(f"SELECT layer_uid, CAST({value} AS VARCHAR) AS label FROM layer_view")
     found = dict(zip(answer["layer_uid"].to_pylist(), answer["label"].to_pylist(), strict=True))

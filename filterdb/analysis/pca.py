@@ -65,6 +65,7 @@ def analyse(store: Store, config: AnalysisConfig) -> tuple[Any, Any]:
         If there is no filter to analyse.
     """
     import pyarrow as pa
+    from threadpoolctl import threadpool_limits
 
     from filterdb.store.schema import BASES, RESULTS
 
@@ -73,13 +74,15 @@ def analyse(store: Store, config: AnalysisConfig) -> tuple[Any, Any]:
     axes = {by: labels(store, by) for by in config.by}
     results: list[dict[str, Any]] = []
     bases: list[dict[str, Any]] = []
-    for kernel in _kernels(layers, config):
-        of_kernel = kernel_states(layers, states, kernel, config)
-        for group in _groups(of_kernel, axes, config):
-            rows, basis = _analyse_group(group, config, fingerprint)
-            results.extend(rows)
-            if basis is not None:
-                bases.append(_basis_row(group, basis))
+    # One BLAS thread: small products gain nothing from more, and the bits depend on their number.
+    with threadpool_limits(1):
+        for kernel in _kernels(layers, config):
+            of_kernel = kernel_states(layers, states, kernel, config)
+            for group in _groups(of_kernel, axes, config):
+                rows, basis = _analyse_group(group, config, fingerprint)
+                results.extend(rows)
+                if basis is not None:
+                    bases.append(_basis_row(group, basis))
     return (
         pa.Table.from_pylist(results, schema=RESULTS.arrow),
         pa.Table.from_pylist(bases, schema=BASES.arrow),

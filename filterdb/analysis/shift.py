@@ -201,6 +201,7 @@ def analyse(
         Rows of ``results`` and of ``histograms``.
     """
     import pyarrow as pa
+    from threadpoolctl import threadpool_limits
 
     from filterdb.store.schema import HISTOGRAMS, RESULTS
 
@@ -210,16 +211,18 @@ def analyse(
     fingerprint = config.fingerprint(NAME, VERSION, store.fingerprint)
     results: list[dict[str, Any]] = []
     shares: list[dict[str, Any]] = []
-    for kernel, basis in reference_bases(store, config).items():
-        if kernel not in edges:
-            continue
-        scanned = counted(kernel_states(layers, states, kernel, config), tasks, histograms)
-        scale = shift_groups.Scale(config, basis.evr, edges[kernel], fingerprint)
-        shares.extend(shift_groups.histogram_rows(scanned, EVERYTHING, None, scale))
-        for axis, every_label in axes.items():
-            label = [every_label[row] for row in scanned.rows]
-            shares.extend(shift_groups.histogram_rows(scanned, axis, label, scale))
-            results.extend(shift_groups.result_rows(scanned, axis, label, scale))
+    # One BLAS thread: small products gain nothing from more, and the bits depend on their number.
+    with threadpool_limits(1):
+        for kernel, basis in reference_bases(store, config).items():
+            if kernel not in edges:
+                continue
+            scanned = counted(kernel_states(layers, states, kernel, config), tasks, histograms)
+            scale = shift_groups.Scale(config, basis.evr, edges[kernel], fingerprint)
+            shares.extend(shift_groups.histogram_rows(scanned, EVERYTHING, None, scale))
+            for axis, every_label in axes.items():
+                label = [every_label[row] for row in scanned.rows]
+                shares.extend(shift_groups.histogram_rows(scanned, axis, label, scale))
+                results.extend(shift_groups.result_rows(scanned, axis, label, scale))
     return (
         pa.Table.from_pylist(results, schema=RESULTS.arrow),
         pa.Table.from_pylist(shares, schema=HISTOGRAMS.arrow),
