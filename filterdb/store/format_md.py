@@ -1,4 +1,4 @@
-"""Keep the column tables of FORMAT.md equal to schema.py: ``python -m filterdb.store.format_md``."""
+"""Keep FORMAT.md equal to schema.py: ``python -m filterdb.store.format_md``."""
 
 from __future__ import annotations
 

@@ -211,13 +211,13 @@ def commit(
     """
     folder = Path(path)
     old = current_manifest(folder)
-    _collect_garbage(folder, old)
     generation = old.generation + 1
     rows = {r.path: r for r in old.rows}
     fresh = _fresh_files(old, tables, plan, generation)
     if not fresh and not shards:
         clean(folder, committed=plan is not None)
         return old
+    _collect_garbage(folder, old)
     target = folder / TABLES_FOLDER / f"{generation:05d}"
     make_folder(target)
     with disk_errors(target):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 @pytest.fixture
-def spoilable(pristine: Store, tmp_path: Path) -> Iterator[Store]:
+def spoilable(pristine: Store, tmp_path: Path) -> Store:
     """A copy that a test may damage."""
     shutil.copytree(pristine.path, tmp_path / "copy")
-    yield open_store(tmp_path / "copy")
+    return open_store(tmp_path / "copy")

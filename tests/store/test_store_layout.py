@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -19,7 +20,9 @@ from filterdb.store.layout import (
     write_bytes_durably,
 )
 from filterdb.testing import convolution_weights
-from filterdb.types import AnyArray
+
+if TYPE_CHECKING:
+    from filterdb.types import AnyArray
 
 
 @given(convolution_weights())
