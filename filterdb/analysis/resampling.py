@@ -232,7 +232,9 @@ def bias_corrected_interval(
     A resampled divergence exceeds the estimate by about as much as the estimate exceeds the truth,
     so percentiles of the draws may lie wholly above it. Both ends are moved down by the median
     excess; the interval then holds the estimate. Divergences are not negative, so callers clip
-    the lower end at 0.
+    the lower end at 0. In simulations of D between groups of models, what is called 95 % covered
+    the truth in .79 to .83 of cases with 4 models a side, .87 to .94 with 10 and .89 to .95 with
+    30, where percentiles covered it in none if the groups did not differ.
     """
     low, middle, high = np.percentile(draws, [2.5, 50.0, 97.5], axis=0)
     shift = middle - estimate

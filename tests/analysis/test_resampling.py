@@ -72,6 +72,21 @@ def test_interval_holds_the_estimate_where_percentiles_do_not():
     assert high - low == pytest.approx(np.subtract(*np.percentile(draws, [97.5, 2.5])))
 
 
+def test_interval_covers_no_difference_where_percentiles_never_do():
+    rng = np.random.default_rng(2)
+    covered, by_percentiles, n = 0, 0, 10
+    for _ in range(200):
+        values = rng.normal(size=(2, n, 5))
+        a, b = (resampling.resample(n, 200, rng) for _ in range(2))
+        estimate = ((values[0].mean(axis=0) - values[1].mean(axis=0)) ** 2).sum()
+        draws = ((a @ values[0] / n - b @ values[1] / n) ** 2).sum(axis=1)
+        low, high = resampling.bias_corrected_interval(estimate, draws)
+        covered += max(low, 0.0) == 0.0 <= high
+        by_percentiles += np.percentile(draws, 2.5) <= 0.0
+    assert covered > 140
+    assert by_percentiles == 0
+
+
 @pytest.mark.parametrize("paired", [False, True])
 def test_level_of_the_permutation_test(paired):
     rng = np.random.default_rng(1)
