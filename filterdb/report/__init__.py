@@ -1,0 +1,1 @@
+"""The report: values (Report, Section, Figure, Table) turned into one folder of pages and data."""

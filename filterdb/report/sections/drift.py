@@ -1,0 +1,412 @@
+"""Distances between groups (figures 8 and 9), one part for each grouping."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from filterdb.report import published
+from filterdb.report.charts import drift as charts
+from filterdb.report.charts.render import draw
+from filterdb.report.corpus import Corpus
+from filterdb.report.links import slug
+from filterdb.report.model import Block, Figure, Section, Sentence
+from filterdb.report.numbers import count, plural, short, words
+from filterdb.report.sections.common import (
+    Answer,
+    Part,
+    absent,
+    clean,
+    not_analysed,
+    say,
+    table_rows,
+)
+
+OTHERS = "*"
+FDR = 0.05
+_FEW = 5
+_MOST_GROUPS = 40
+_CSV = ("group_a", "group_b", "n_models", "n_models_b", "drift", "low", "high", "noise_floor",
+        "p_value", "q_value", "reason")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Distances:
+    """The distances of one grouping.
+
+    Parameters
+    ----------
+    axis
+        Grouping.
+    groups
+        In the order drawn; groups of one model last.
+    models
+        Models of each group.
+    pairs
+        Rows of `results` by (group, group), both ways; halves at (group, group).
+    """
+
+    axis: str
+    groups: list[str]
+    models: dict[str, int]
+    pairs: dict[tuple[str, str], dict[str, Any]]
+
+    def value(self, a: str, b: str, column: str = "value") -> float | None:
+        """Return one number of a pair.
+
+        Parameters
+        ----------
+        a, b
+            Groups.
+        column
+            Of `results`.
+
+        Returns
+        -------
+        float or None
+            None where it is null or was not computed.
+        """
+        row = self.pairs.get((a, b))
+        value = clean(row[column]) if row else None
+        return None if value is None else float(value)
+
+
+def build(corpus: Corpus) -> Part:
+    """Build the section.
+
+    Parameters
+    ----------
+    corpus
+        The store.
+
+    Returns
+    -------
+    Part
+        One pair of figures a grouping.
+    """
+    question = "Which groups have filters of another shape?"
+    if "results" in corpus.missing:
+        reason = not_analysed(corpus, "Drift")
+        return Part(Section("drift", "Drift", (absent(8, question, reason),)), missing=(reason,))
+    rows = corpus.results[
+        (corpus.results["metric"] == "drift") & (corpus.results["kernel"] == "3x3")
+    ]
+    axes = list(dict.fromkeys(rows["axis"]))
+    if not axes:
+        reason = "No drift was computed: no grouping has two groups of 3×3 filters."
+        return Part(Section("drift", "Drift", (absent(8, question, reason),)), missing=(reason,))
+    blocks: list[Block] = []
+    headlines: list[Sentence] = []
+    for axis in axes:
+        distances = distances_of(rows[rows["axis"] == axis], axis)
+        sentence = _sentence(corpus, axis)
+        if sentence is not None:
+            blocks.append(sentence)
+            headlines.append(sentence)
+        blocks += [_matrix(corpus, distances), _dots(corpus, distances)]
+    missing = tuple(f"Figure {b.label}: {b.missing}" for b in blocks
+                    if isinstance(b, Figure) and b.missing)  # fmt: skip
+    return Part(Section("drift", "Drift", tuple(blocks)), tuple(headlines), missing)
+
+
+def distances_of(rows: pd.DataFrame, axis: str) -> Distances:
+    """Arrange the rows of one grouping.
+
+    Parameters
+    ----------
+    rows
+        Rows of `results` with metric drift.
+    axis
+        Grouping.
+
+    Returns
+    -------
+    Distances
+        Groups ordered by likeness; numbers in their own order.
+    """
+    pairs: dict[tuple[str, str], dict[str, Any]] = {}
+    models: dict[str, int] = {}
+    for row in rows.to_dict("records"):
+        a, b = str(row["group_a"]), str(clean(row["group_b"]))
+        halves = int(row["n_models_b"]) if a == b else 0
+        models.setdefault(a, int(row["n_models"]) + halves)
+        pairs[a, b] = row
+        if b not in (OTHERS, a):
+            n_b = clean(row["n_models_b"])
+            if n_b is not None:
+                models.setdefault(b, int(n_b))
+            pairs[b, a] = row
+    return Distances(axis, _order(models, pairs), models, pairs)
+
+
+def _order(models: dict[str, int], pairs: dict[tuple[str, str], dict[str, Any]]) -> list[str]:
+    names = sorted(models)
+    if all(_is_number(n) for n in names):
+        return sorted(names, key=float)
+    several = [n for n in names if models[n] > 1]
+    single = [n for n in names if models[n] <= 1]
+    kept = sorted(several, key=lambda n: (-models[n], n))[:_MOST_GROUPS]
+    return _by_likeness(sorted(kept), pairs) + single[: max(0, _MOST_GROUPS - len(kept))]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _by_likeness(names: list[str], pairs: dict[tuple[str, str], dict[str, Any]]) -> list[str]:
+    """Average linkage with optimal leaf order; ties by name, since `names` are sorted."""
+    if len(names) < 3:
+        return names
+    from scipy.cluster import hierarchy
+    from scipy.spatial.distance import squareform
+
+    n = len(names)
+    matrix = np.zeros((n, n))
+    for i in range(n):
+        for j in range(i):
+            row = pairs.get((names[i], names[j]))
+            value = clean(row["value"]) if row else None
+            matrix[i, j] = matrix[j, i] = 0.0 if value is None else max(0.0, float(value))
+    condensed = squareform(np.round(matrix, 12), checks=False)
+    tree = hierarchy.linkage(condensed, "average", optimal_ordering=True)
+    order = [names[i] for i in hierarchy.leaves_list(tree)]
+    return order if order[0] <= order[-1] else order[::-1]
+
+
+def _sentence(corpus: Corpus, axis: str) -> Sentence | None:
+    quoted = axis.replace("'", "''")
+    where = (
+        f"from results where metric = 'drift' and axis = '{quoted}' and group_b <> '*' and "
+        f"group_a <> group_b and kernel = '3x3' and {corpus.treatment_sql}"
+    )
+    sql = f"""
+        select count(*) as pairs, count(q_value) as tested,
+        count(*) filter (q_value < {FDR}) as certain,
+        arg_max(group_a, value) filter (q_value < {FDR}) as group_a,
+        arg_max(group_b, value) filter (q_value < {FDR}) as group_b,
+        arg_max(n_models, value) filter (q_value < {FDR}) as n_a,
+        arg_max(n_models_b, value) filter (q_value < {FDR}) as n_b,
+        max(value) filter (q_value < {FDR}) as d,
+        arg_max(low, value) filter (q_value < {FDR}) as low,
+        arg_max(high, value) filter (q_value < {FDR}) as high,
+        arg_max(noise_floor, value) filter (q_value < {FDR}) as floor,
+        arg_max(q_value, value) filter (q_value < {FDR}) as q {where}"""
+
+    def write(a: Answer) -> str:
+        by = words(axis)
+        if not a["pairs"]:
+            return ""
+        if not a["tested"]:
+            return (
+                f"By {by}: none of {plural(a['pairs'], 'pair')} of groups could be tested, since "
+                "no two groups have three models each; their distances are drawn, not judged."
+            )
+        if not a["certain"]:
+            return (
+                f"By {by}: no pair of groups differs more than chance would let it "
+                f"({plural(a['tested'], 'pair')} tested over models, q < {FDR:g})."
+            )
+        return (
+            f"By {by}: {count(a['certain'])} of {plural(a['tested'], 'pair')} of groups tested "
+            f"differ in filter shape beyond chance (q < {FDR:g}); furthest apart are "
+            f"{words(str(a['group_a']))} ({count(a['n_a'])} models) and "
+            f"{words(str(a['group_b']))} ({count(a['n_b'])}): D = {short(a['d'], 2)}"
+            + (
+                f", 95 % interval {short(a['low'], 2)} to {short(a['high'], 2)}"
+                if a["low"] is not None
+                else ""
+            )
+            + (f", where chance gives {short(a['floor'], 2)}" if a["floor"] is not None else "")
+            + "."
+        )
+
+    part = slug(axis)[:30]
+    return say(corpus, f"drift-{part}", sql, write, n="pairs", n_unit="pairs of groups",
+               link=f"#fig-8-{part}", link_text=f"figure 8, {words(axis)}")  # fmt: skip
+
+
+def _named(distances: Distances, group: str) -> str:
+    return f"{words(group)} ({distances.models.get(group, 0)})"
+
+
+def _speech(distances: Distances, a: str, b: str) -> str:
+    value = distances.value(a, b)
+    row = distances.pairs.get((a, b))
+    low, high = distances.value(a, b, "low"), distances.value(a, b, "high")
+    q, floor = distances.value(a, b, "q_value"), distances.value(a, b, "noise_floor")
+    between = "two halves of " if a == b else ""
+    other = "" if a == b else f" against {_named(distances, b)}"
+    if value is None:
+        reason = clean(row["null_reason"]) if row else None
+        return f"{between}{_named(distances, a)}{other}: no value; {reason or 'not computed'}"
+    parts = [f"D = {short(value, 2)}"]
+    if low is not None and high is not None:
+        parts.append(f"95 % interval {short(low, 2)} to {short(high, 2)}")
+    if floor is not None:
+        parts.append(f"chance gives {short(floor, 2)}")
+    if a != b:
+        parts.append(f"q = {short(q, 2)}" if q is not None else "not tested, too few models")
+    return f"{between}{_named(distances, a)}{other}: " + ", ".join(parts)
+
+
+def _matrix(corpus: Corpus, distances: Distances) -> Figure:
+    question = f"Which groups by {words(distances.axis)} have filters of another shape?"
+    part = slug(distances.axis)[:30]
+    groups = distances.groups
+    if len(groups) < 2:
+        return absent(8, question, f"The grouping {distances.axis} has {plural(len(groups), 'group')} "
+                      "with 3×3 filters; two are needed.", part=part)  # fmt: skip
+    top = _top(distances)
+    cells, order, gap = [], [], False
+    for group in groups:
+        if distances.models[group] <= 1 and order and not gap and not _is_number(group):
+            order.append(" ")
+            gap = True
+        order.append(_named(distances, group))
+    for i, a in enumerate(groups):
+        for j, b in enumerate(groups):
+            cells.append(_cell(distances, (a, b), lower=i >= j, top=top))
+    size = 46 if len(groups) <= 13 else 34 if len(groups) <= 18 else 24 if len(groups) <= 26 else 16
+    drawing = draw(charts.matrix(cells, order, top=top, cell=size), slug=f"fig-8-{part}")
+    values = [v for v in _off_diagonal(distances) if v is not None]
+    caption = (
+        "D (summed over components, weighted by explained variance) between the groups’ filter "
+        "shapes. Below the diagonal: the estimate; above: the lower end of its 95 % interval over "
+        "models, same colours, so what is certain stays bright; on it: two random halves of the "
+        "group. A dot in the corner: not beyond chance (q ≥ 0.05) or too few models to test; ×: "
+        f"no value. In brackets: models. Median D {short(float(np.median(values)), 2)}"
+        f" over {plural(len(values), 'pair')}"
+        if values
+        else "No pair has a value; the reasons are in the data"
+    ) + "."
+    if distances.axis == "task" and values:
+        caption += (
+            f" CNN Filter DB, pooled by filter, read {short(published.TASK_DRIFT[0], 2)} "
+            f"(largest {short(published.TASK_DRIFT[2], 2)}) between its tasks."
+        )
+    n_all = len(distances.models)
+    if n_all > len(groups):
+        caption += f" The {len(groups)} largest of {n_all} groups are drawn; all are in the data."
+    return Figure(8, question, caption, drawing.svg, _CSV, _data(distances), drawing.spec,
+                  part=part)  # fmt: skip
+
+
+def _off_diagonal(distances: Distances) -> list[float | None]:
+    groups = sorted(distances.models)
+    return [distances.value(a, b) for i, a in enumerate(groups) for b in groups[:i]]
+
+
+def _top(distances: Distances) -> float:
+    values = [v for v in _off_diagonal(distances) if v is not None]
+    return float(np.quantile(values, 0.99)) if values and max(values) > 0 else 1.0
+
+
+def _cell(
+    distances: Distances, pair: tuple[str, str], *, lower: bool, top: float
+) -> dict[str, Any]:
+    a, b = pair
+    shown = distances.value(a, b) if lower else distances.value(a, b, "low")
+    q = distances.value(a, b, "q_value")
+    shown = None if shown is None else max(0.0, shown)
+    return {
+        "row": _named(distances, a),
+        "column": _named(distances, b),
+        "shown": shown,
+        "text": "" if shown is None else _cell_text(shown),
+        "dark": bool(shown is not None and shown < 0.62 * top),
+        "dotted": bool(a != b and (q is None or q >= FDR)),
+        "link": f"#fig-9-{slug(distances.axis)[:30]}",
+        "speech": _speech(distances, a, b) + ("" if lower else "; cell shows the lower end"),
+    }
+
+
+def _cell_text(value: float) -> str:
+    if value >= 0.995:
+        return f"{value:.1f}"
+    return f"{value:.2f}".lstrip("0") if value >= 0.005 else "0"
+
+
+def _data(distances: Distances) -> tuple[tuple[Any, ...], ...]:
+    rows, seen = [], set()
+    for row in distances.pairs.values():
+        key = (str(row["group_a"]), str(row["group_b"]))
+        if key in seen:
+            continue
+        seen.add(key)
+        rows.append({**row, "drift": row["value"], "reason": row["null_reason"]})
+    rows.sort(key=lambda r: (str(r["group_a"]), str(r["group_b"])))
+    return table_rows(rows, _CSV)
+
+
+def _dots(corpus: Corpus, distances: Distances) -> Figure:
+    question = f"How far is each group by {words(distances.axis)} from the rest?"
+    part = slug(distances.axis)[:30]
+    rows = []
+    for group, n in distances.models.items():
+        value = distances.value(group, OTHERS)
+        if value is None:
+            continue
+        low, high = distances.value(group, OTHERS, "low"), distances.value(group, OTHERS, "high")
+        kind = "one" if n == 1 else "few" if n < _FEW else "full"
+        rows.append(
+            {
+                "label": _named(distances, group),
+                "group": group,
+                "n_models": n,
+                "value": max(0.0, value),
+                "low": max(0.0, low) if low is not None and n > 1 else None,
+                "high": high if n > 1 else None,
+                "floor": distances.value(group, OTHERS, "noise_floor"),
+                "q_value": distances.value(group, OTHERS, "q_value"),
+                "kind": kind,
+                "link": f"#fig-8-{part}",
+                "speech": _speech(distances, group, OTHERS).replace("* (0)", "all others"),
+            }
+        )
+    if not rows:
+        return absent(9, question, "No group could be compared with the rest; the reasons are in "
+                      f"the data of figure 8, {words(distances.axis)}.", part=part)  # fmt: skip
+    if all(_is_number(r["group"]) for r in rows):
+        rows.sort(key=lambda r: float(r["group"]))
+    else:
+        rows.sort(key=lambda r: (r["kind"] == "one", -r["value"], r["group"]))
+    drawn = rows[:_MOST_GROUPS]
+    drawing = draw(charts.distances(drawn, _rules(corpus)), slug=f"fig-9-{part}")
+    caption = (
+        "Dot: D of the group’s 3×3 filters to those of all other models; line: 95 % interval over "
+        f"models (dashed: fewer than {_FEW}, few); upright stroke: what chance gives when models "
+        "are dealt into groups at random; hollow: a single model, no interval. In brackets: models."
+    )
+    rules = _rules(corpus)
+    if not rules:
+        caption += (
+            " No scale of seed-to-seed or trained-to-random distance can be drawn: the corpus "
+            "holds no random-initialised twins."
+        )
+    columns = ("group", "n_models", "value", "low", "high", "floor", "q_value")
+    return Figure(9, question, caption, drawing.svg, columns, table_rows(rows, columns),
+                  drawing.spec, part=part)  # fmt: skip
+
+
+def _rules(corpus: Corpus) -> list[dict[str, Any]]:
+    """Return D of trained against random-initialised models, where it was computed."""
+    rows = corpus.results
+    rows = rows[
+        (rows["metric"] == "drift")
+        & rows["axis"].str.contains("init_of")
+        & (rows["group_b"] != OTHERS)
+        & (rows["group_a"] != rows["group_b"])
+    ]
+    values = rows["value"].dropna()
+    if values.empty or not corpus.has_twins:
+        return []
+    return [{"value": float(values.max()), "text": "trained – random"}]
+
+

@@ -1,0 +1,137 @@
+"""Small drawings made by hand: bullets, strips over depth, spectra."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from markupsafe import escape
+
+from filterdb.report.numbers import short
+
+
+def _n(value: float) -> str:
+    return f"{value:.1f}".rstrip("0").rstrip(".")
+
+
+def bullet(value: float | None, marks: Sequence[float] | None, *, label: str) -> str:
+    """Draw a value on the marks of its population.
+
+    Parameters
+    ----------
+    value
+        0 to 1, or None.
+    marks
+        Values at 1, 25, 50, 75 and 99 %, or None where too few layers compare.
+    label
+        Spoken text.
+
+    Returns
+    -------
+    str
+        SVG of 120 × 16.
+    """
+    x = [2 + 116 * min(1.0, max(0.0, m)) for m in marks] if marks else None
+    parts = ['<path d="M2 8h116" stroke="var(--line)"/>']
+    if x:
+        parts.append(
+            f'<path d="M{_n(x[0])} 8H{_n(x[4])}" stroke="var(--mark)" stroke-width="4" '
+            f'opacity=".35"/><path d="M{_n(x[1])} 8H{_n(x[3])}" stroke="var(--mark)" '
+            f'stroke-width="8" opacity=".6"/><path d="M{_n(x[2])} 3v10" stroke="currentColor"/>'
+        )
+    if value is not None:
+        at = 2 + 116 * min(1.0, max(0.0, value))
+        parts.append(f'<path d="M{_n(at)} 2l4 6-4 6-4-6z" fill="currentColor"/>')
+    return (
+        f'<svg viewBox="0 0 120 16" role="img" aria-label="{escape(label)}">'
+        f"{''.join(parts)}</svg>"
+    )
+
+
+def spectrum(shares: Sequence[float]) -> str:
+    """Draw the shares of variance of a layer's filters.
+
+    Parameters
+    ----------
+    shares
+        Descending, sum 1.
+
+    Returns
+    -------
+    str
+        SVG of 120 × 16, one bar a component.
+    """
+    shown = list(shares)[:25]
+    step = 116 / max(9, len(shown))
+    bars = "".join(
+        f"M{_n(2 + i * step)} 16h{_n(step * 0.8)}v-{_n(max(0.4, 15 * v))}h-{_n(step * 0.8)}z"
+        for i, v in enumerate(shown)
+    )
+    spoken = ", ".join(short(100 * v, 2) for v in shown[:9])
+    return (
+        f'<svg viewBox="0 0 120 16" role="img" aria-label="shares of variance, per cent: {spoken}">'
+        f'<path d="{bars}" fill="var(--mark)"/></svg>'
+    )
+
+
+def depth_strip(
+    bands: Sequence[dict[str, Any]], points: Sequence[dict[str, Any]], *, title: str
+) -> str:
+    """Draw a model's layers over depth on the bands of the corpus.
+
+    Parameters
+    ----------
+    bands
+        From `sections.quality.depth_bands`.
+    points
+        depth, value, link, speech; one a layer.
+    title
+        Metric.
+
+    Returns
+    -------
+    str
+        SVG of 300 × 110.
+    """
+    left, right, top, bottom = 28.0, 294.0, 20.0, 92.0
+
+    def x(depth: float) -> str:
+        return _n(left + (right - left) * depth)
+
+    def y(value: float) -> str:
+        return _n(bottom - (bottom - top) * min(1.0, max(0.0, value)))
+
+    parts = [
+        f'<text x="0" y="12" font-size="12" font-weight="600" fill="currentColor">{escape(title)}'
+        "</text>",
+        f'<path d="M{_n(left)} {_n(top)}V{_n(bottom)}H{_n(right)}" fill="none" '
+        'stroke="var(--line)"/>',
+        *(
+            f'<text x="{_n(left - 4)}" y="{_n(float(y(v)) + 4)}" font-size="11" text-anchor="end" '
+            f'fill="var(--muted)">{v}</text>'
+            for v in (0, 1)
+        ),
+        f'<text x="{_n(left)}" y="106" font-size="11" fill="var(--muted)">input</text>'
+        f'<text x="{_n(right)}" y="106" font-size="11" text-anchor="end" fill="var(--muted)">'
+        "output</text>",
+    ]
+    for low, high, opacity in (("p5", "p95", ".2"), ("p25", "p75", ".35")):
+        if len(bands) > 1:
+            ahead = "L".join(f"{x(b['depth'])} {y(b[high])}" for b in bands)
+            back = "L".join(f"{x(b['depth'])} {y(b[low])}" for b in reversed(bands))
+            parts.append(
+                f'<path d="M{ahead}L{back}z" fill="var(--mark)" opacity="{opacity}"/>'
+            )
+    if len(bands) > 1:
+        line = "L".join(f"{x(b['depth'])} {y(b['p50'])}" for b in bands)
+        parts.append(f'<path d="M{line}" fill="none" stroke="var(--mark)" stroke-width="1.5"/>')
+    for index, p in enumerate(points):
+        parts.append(
+            f'<a href="{escape(p["link"])}" tabindex="{-1 if index else 0}">'
+            f'<circle cx="{x(p["depth"])}" cy="{y(p["value"])}" r="3.2" fill="currentColor" '
+            f'fill-opacity=".75" aria-label="{escape(p["speech"])}"/></a>'
+        )
+    return (
+        f'<svg class="chart" viewBox="0 0 300 110" role="group" aria-label="{escape(title)} of the '
+        f'layers by depth, {len(points)} marks">{"".join(parts)}</svg>'
+    )
