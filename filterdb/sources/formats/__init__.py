@@ -10,7 +10,6 @@ import functools
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from filterdb.errors import FetchError, SourceError, UnknownNameError, UnsupportedFormatError
@@ -69,7 +68,7 @@ class _Formats(Mapping[str, FormatReader]):
         return _load(name)
 
     def __iter__(self) -> Iterator[str]:
-        yield from (name for name, module in _BUILT_IN.items() if find_spec(module))
+        yield from _BUILT_IN
         yield from _foreign()
 
     def __len__(self) -> int:

@@ -210,7 +210,11 @@ def _make_default_table(m: Machine, kind: Global, args: tuple[Any, ...]) -> Tabl
 
 
 def _make_bytes(m: Machine, kind: Global, args: tuple[Any, ...]) -> Any:
-    # Protocol 2 writes bytes as ``_codecs.encode(text, "latin1")``.
+    # Protocol 2 writes bytes as ``_codecs.encode(text, "latin1")``, empty ones as ``bytes()``.
+    if not args and kind.name != "encode":
+        return b""
+    if len(args) == 1 and type(args[0]) is bytes:
+        return args[0]
     if len(args) == 2 and type(args[0]) is str and args[1] in ("latin1", "latin-1"):
         m.spend(len(args[0]))
         try:
@@ -242,6 +246,10 @@ _CONTAINERS: dict[tuple[str, str], Callable[[Machine, Global, tuple[Any, ...]], 
     ("builtins", "dict"): _make_table,
     ("__builtin__", "dict"): _make_table,
     ("_codecs", "encode"): _make_bytes,
+    ("builtins", "bytes"): _make_bytes,
+    ("__builtin__", "bytes"): _make_bytes,
+    ("builtins", "bytearray"): _make_bytes,
+    ("__builtin__", "bytearray"): _make_bytes,
     ("copyreg", "_reconstructor"): _make_object,
     ("copy_reg", "_reconstructor"): _make_object,
     ("copyreg", "__newobj__"): _make_object,

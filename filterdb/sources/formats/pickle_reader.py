@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from filterdb.sources.formats.file_view import ByteSource
     from filterdb.sources.formats.pickle_values import Global, PersistentId
 
-#: A checkpoint of 100,000 tensors takes 5 million; each costs 100 to 200 bytes at most.
-MAX_OPCODES = 8_000_000
+#: A checkpoint of 1,000 tensors takes 50,000; each opcode allocates 200 bytes at most.
+MAX_OPCODES = 4_000_000
 
 
 @dataclass(frozen=True)

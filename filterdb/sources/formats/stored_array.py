@@ -152,7 +152,8 @@ class StoredArray:
         if 0 in self.shape:
             return _native(flat.reshape(self.shape), self.dtype)
         steps = tuple(stride * stored.itemsize for stride in self.strides)
-        return _native(np.lib.stride_tricks.as_strided(flat, self.shape, steps), self.dtype)
+        view = np.lib.stride_tricks.as_strided(flat, self.shape, steps, writeable=False)
+        return _native(view, self.dtype)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from filterdb.sources.formats.pickle_values import Record, Table
-from filterdb.sources.formats.torch_parts import Part, is_module, is_optimizer, join
+from filterdb.sources.formats.torch_parts import Part, is_module, is_optimizer, is_scripted, join
 
 if TYPE_CHECKING:
     from filterdb.sources.formats.torch_walk import Walker
@@ -60,6 +60,8 @@ def collect(walker: Walker, root: Any, depth: int = 0) -> Part:
     ]
     result = Part()
     names: set[str] = set()
+    if len(taken) > 1:
+        taken = [label for label in taken if _kernels(parts[label])] or taken
     if len(taken) == 1:
         names = {found.name for found in parts[taken[0]].tensors}
     for label, part in parts.items():
@@ -82,8 +84,7 @@ def _is_mapping(walker: Walker, value: Any) -> bool:
         return True
     if type(value) is not Record or walker.tensor(value) is not None:
         return False
-    kind = value.kind
-    if kind is not None and kind.module.startswith("__torch__"):
+    if is_scripted(value):
         return False
     attributes = value.attributes()
     return bool(attributes) and not is_module(attributes)

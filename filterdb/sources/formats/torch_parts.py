@@ -82,5 +82,19 @@ def is_optimizer(label: str, value: Any) -> bool:
         keys = {key for key, _ in value.pairs if type(key) is str}
         if {"state", "param_groups"} <= keys:
             return True
-    holds = isinstance(value, Table | list) or (type(value) is Record and value.state is not None)
-    return holds and _OPTIMIZER.fullmatch(label) is not None
+    if _OPTIMIZER.fullmatch(label) is None:
+        return False
+    # A part of the network may well be called "scaler"; modules are never an optimizer's.
+    if type(value) is Record:
+        return value.state is not None and not is_scripted(value) and not _is_module_record(value)
+    return isinstance(value, Table | list)
+
+
+def is_scripted(record: Record) -> bool:
+    """Tell TorchScript's objects, whose attributes are parameters and submodules at once."""
+    kind = record.kind
+    return kind is not None and kind.module.startswith("__torch__")
+
+
+def _is_module_record(record: Record) -> bool:
+    return is_module(record.attributes())

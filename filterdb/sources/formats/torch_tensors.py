@@ -287,8 +287,10 @@ class TensorTable:
         if name.startswith("per_channel"):
             axis = params[3] if isinstance(params, tuple) and len(params) > 3 else -1
             scale, zero = self._array(scale, path), self._array(zero, path)
-            if type(axis) is not int or not 0 <= axis < max(len(integers.shape), 1):
+            if type(axis) is not int or not 0 <= axis < len(integers.shape):
                 self._fail(f"is quantised along axis {str(axis)[:40]}", path)
+            if not scale.shape == zero.shape == integers.shape[axis : axis + 1]:
+                self._fail("is quantised by scales that do not fit it", path)
         elif type(scale) is not float or type(zero) is not int or not name:
             self._fail("is quantised without a scale and a zero point", path)
         if not isinstance(integers.load, StoredArray):

@@ -8,7 +8,15 @@ from filterdb.errors import UnsafeCheckpointError
 from filterdb.sources.formats.base import EXPANSION_SLACK, MAX_EXPANSION, MAX_TENSORS
 from filterdb.sources.formats.pickle_values import PersistentId, Record, Table
 from filterdb.sources.formats.torch_modules import module_node
-from filterdb.sources.formats.torch_parts import Found, Part, Skip, is_module, is_optimizer, join
+from filterdb.sources.formats.torch_parts import (
+    Found,
+    Part,
+    Skip,
+    is_module,
+    is_optimizer,
+    is_scripted,
+    join,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,6 +57,7 @@ class Walker:
         self._seen: set[int] = set()
         self._later: list[tuple[str, Any]] = []
         self._extra = False
+        self._late = False
         self._part = Part()
 
     def tensor(self, value: Any) -> TensorSpec | None:
@@ -74,9 +83,10 @@ class Walker:
         UnsafeCheckpointError
             The graph unfolds to far more than the file holds, or is nested absurdly deep.
         """
-        self._part, self._later, self._extra = Part(), [], False
+        self._part, self._later = Part(), []
+        self._extra = self._late = False
         self._visit("", value, None, 0)
-        self._extra = True
+        self._extra = self._late = True
         # The list grows while modules are found in attributes of modules.
         for name, attribute in self._later:
             self._visit(name, attribute, None, 0)
@@ -139,16 +149,19 @@ class Walker:
     def _container(
         self, name: str, value: Any, attributes: dict[str, Any], skip: Skip, depth: int
     ) -> None:
-        if type(value) is Record and attributes:
-            kind = value.kind
-            if kind is not None and kind.module.startswith("__torch__"):
-                self._node(name, kind.name.rpartition(".")[2], attributes, attributes)
+        if type(value) is Record and is_scripted(value) and self._owns_something(attributes):
+            self._node(name, value, attributes, attributes)
         for label, child in self.children(value):
             path = join(name, label)
             why = skip
             if why is None and is_optimizer(label, child):
                 why = ("optimizer_state", path[-200:])
             self._visit(path, child, why, depth + 1)
+
+    def _owns_something(self, attributes: dict[str, Any]) -> bool:
+        """Tell scripted modules with tensors, or without submodules, from mere containers."""
+        records = [part for part in attributes.values() if type(part) is Record]
+        return not records or any(self._table.find(part) is not None for part in records)
 
     def children(self, value: Any) -> Iterator[tuple[str, Any]]:
         """Yield the parts of a container that may hold tensors, with their labels.
@@ -188,7 +201,6 @@ class Walker:
     def _module(
         self, name: str, record: Record, attributes: dict[str, Any], skip: Skip, depth: int
     ) -> None:
-        kind = record.kind
         fleeting = _names_in(attributes.get("_non_persistent_buffers_set"))
         leaves = {**_named(attributes, "_parameters"), **_named(attributes, "_buffers")}
         self._step(len(leaves))
@@ -198,8 +210,7 @@ class Walker:
             self._visit(join(name, leaf), value, reason, depth + 1)
         submodules = _named(attributes, "_modules")
         if leaves or not submodules:
-            class_name = kind.name.rpartition(".")[2] if kind else "Module"
-            self._node(name, class_name, attributes, leaves)
+            self._node(name, record, attributes, leaves)
         for leaf, value in submodules.items():
             self._visit(join(name, leaf), value, skip, depth + 1)
         self._extra = extra
@@ -208,14 +219,19 @@ class Walker:
                 self._later.append((join(name, leaf), value))
 
     def _node(
-        self, name: str, class_name: str, attributes: dict[str, Any], leaves: dict[str, Any]
+        self, name: str, record: Record, attributes: dict[str, Any], leaves: dict[str, Any]
     ) -> None:
+        kind = record.kind
+        class_name = kind.name.rpartition(".")[2] if kind else "Module"
         tensors: dict[str, tuple[str, Shape]] = {}
         for leaf, value in leaves.items():
             spec = self._table.find(value)
             if spec is not None:
                 tensors[leaf] = (join(name, leaf), spec.shape)
-        self._part.nodes.append(module_node(name, class_name, attributes, tensors))
+        node = module_node(name, class_name, attributes, tensors)
+        # What only an attribute holds (a loss) is part of the network where it holds tensors.
+        if node.weights or not self._late:
+            self._part.nodes.append(node)
 
 
 def label(key: Any, index: int) -> str:
