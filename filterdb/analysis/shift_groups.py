@@ -24,8 +24,11 @@ NAME, VERSION = "shift", "1"
 #: One value a pair; wasserstein has one a component besides.
 SCALAR_METRICS = ("drift", "jensen_shannon", "frechet")
 COMPONENT_METRIC = "wasserstein"
-#: Models in both groups together below which there is no interval.
-MIN_MODELS_FOR_INTERVAL = 2
+#: Models of the smaller group below which there is no interval: what varies between one or two
+#: models is not known, and resampling them would show hardly any spread.
+MIN_MODELS_FOR_INTERVAL = 3
+#: Models of a group below which its random halves have no spread to speak of.
+MIN_MODELS_FOR_HALVES = 4
 
 
 @dataclass(frozen=True)
@@ -184,14 +187,15 @@ def _compare(pair: _Pair, axis: str, kernel: str, scale: Scale) -> Iterator[dict
     low, high, floor, p = blank, blank, blank, blank
     reasons = []
     words = (NAME, axis, pair.group_a, pair.group_b, kernel)
-    if len(first) + len(second) > MIN_MODELS_FOR_INTERVAL:
+    if min(len(first), len(second)) >= MIN_MODELS_FOR_INTERVAL:
         random = resampling.generator(scale.config.seed, *words, "bootstrap")
         a, b = resampling.bootstrap(matched, draws, random)
         drawn = _measure(averaged(first, a), averaged(second, b), scale)
         low, high = resampling.bias_corrected_interval(value, drawn)
         low = np.clip(low, 0.0, None)
     else:
-        reasons.append("interval: one model against one")
+        needed = f"{MIN_MODELS_FOR_INTERVAL} against {MIN_MODELS_FOR_INTERVAL} needed"
+        reasons.append(f"interval: {len(first)} against {len(second)} models, {needed}")
     untested = matched.why_not_tested
     if matched.n_relabellings > 1:
         random = resampling.generator(scale.config.seed, *words, "permutation")
@@ -219,9 +223,14 @@ def _halves(
     drawn = _measure(averaged(members, first), averaged(members, 1.0 - first), scale)
     low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
     mean = drawn.mean(axis=0)
-    columns = {"value": mean, "low": low, "high": high, "noise_floor": mean}
+    columns = {"value": mean, "noise_floor": mean}
     pair = _Pair(group, group, members, members)
     reason = "not tested: the group against itself, mean and spread over random halves"
+    if len(members) >= MIN_MODELS_FOR_HALVES:
+        columns |= {"low": low, "high": high}
+    else:
+        needed = f"{MIN_MODELS_FOR_HALVES} needed"
+        reason = f"interval: halves of {len(members)} models, {needed}; {reason}"
     for row in _rows(pair, axis, kernel, scale, columns, reason):
         row["n_filters"] = members.n_filters
         row["n_models"], row["n_models_b"] = len(members) // 2, len(members) - len(members) // 2

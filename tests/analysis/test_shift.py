@@ -198,7 +198,8 @@ def test_histograms_are_shares_on_one_scale(store):
 
 
 def test_uncertainty_is_stated_or_its_absence_explained(store):
-    results, _ = run(store, AnalysisConfig(by=("task", "model_id", "depth_decile"), draws=40))
+    pair = "case when model_id < 'model-010' then 'a' else 'b' end"
+    results, _ = run(store, AnalysisConfig(by=("task", "model_id", "depth_decile", pair), draws=40))
     for row in results.to_pylist():
         complete = all(row[c] is not None for c in ("low", "high", "noise_floor", "p_value"))
         assert complete == (row["null_reason"] is None), row
@@ -210,19 +211,25 @@ def test_uncertainty_is_stated_or_its_absence_explained(store):
             assert 1 / 41 <= row["p_value"] <= 1.0
             assert row["q_value"] >= row["p_value"] - 1e-12
     single = picked(results, "model_id", "drift", "model-000", "model-001")
-    assert "1 against 1" in single["null_reason"]
+    assert "interval: 1 against 1 models, 3 against 3 needed" in single["null_reason"]
+    assert single["low"] is None
+    two = picked(results, pair, "drift", "b", "b")
+    assert two["low"] is None
+    assert "halves of 2 models" in two["null_reason"]
     decile = picked(results, "depth_decile", "drift", "1", "2")
     assert decile["p_value"] is not None
     assert (decile["n_models"], decile["n_models_b"]) == (12, 12)
 
 
 def test_halves_of_a_group_show_the_noise(store):
-    results, _ = run(store, AnalysisConfig(by=("task",), draws=40))
+    results, _ = run(store, AnalysisConfig(by=("task", "architecture"), draws=40))
     half = picked(results, "task", "drift", "ocr", "ocr")
     between = picked(results, "task", "drift", "classification", "super_resolution")
     assert 0 < half["value"] < between["value"]
-    assert half["low"] <= half["value"] <= half["high"]
+    assert (half["n_models"], half["n_models_b"]) == (1, 2)
     assert half["p_value"] is None
+    of_four = picked(results, "architecture", "drift", "unet", "unet")
+    assert of_four["low"] < of_four["value"] < of_four["high"]
 
 
 def test_seed_decides(store):
