@@ -295,16 +295,15 @@ class GraphTranslator:
                 self._input(operation, places.input_scale),
             )
             if bias is not None and scale is not None and input_scale is not None:
-                constants.parameters.add(input_scale.base)
                 shape = bias.shape
                 product = bias.then(Step("dequantise", others=(scale,), axis=0), shape)
                 roles["bias"] = self._use(
                     product.then(Step("dequantise", others=(input_scale,), axis=0), shape)
                 )
             weight = scaled or weight
-        for place in (places.zero_point, places.scale, places.input_scale):
+        for place in set(range(len(operation.inputs))) - {places.weight, places.bias}:
             parameter = self._input(operation, place)
-            if parameter is not None:
+            if parameter is not None and len(parameter.shape) < 2:
                 constants.parameters.add(parameter.base)
         if places.op == "conv":
             return self._with_weight(operation, "conv", weight, roles, place=places.weight)
