@@ -127,7 +127,7 @@ def dry_run(config: ExtractConfig, *, console: Console) -> int:
     entries = _entries(config)
     done = _already(config.store_path, retry=config.retry_failed)
     todo = [e for e in entries if e.id not in done]
-    counted = take_census(todo, look_up(Cache(config.cache_path)))
+    counted = take_census(todo, look_up(todo, Cache(config.cache_path), ask=True))
     if len(todo) < len(entries):
         console.say(f"{len(entries) - len(todo):,} of {plural(len(entries), 'model')} done already")
     _say_census(counted, console)

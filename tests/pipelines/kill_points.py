@@ -17,6 +17,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+# Imported before the first fork, so that no child pays for it.
+import dask.callbacks  # noqa: F401
+import h5py  # noqa: F401
+import pyarrow.parquet  # noqa: F401
+import threadpoolctl  # noqa: F401
+
+import filterdb.catalog.load
+import filterdb.catalog.select
+import filterdb.layers.detect
+import filterdb.sources.fetching
+import filterdb.sources.formats.safetensors
+import filterdb.stats.state
+import filterdb.store.collect
+import filterdb.store.writer  # noqa: F401
 from filterdb.engine import Cluster
 from pipelines.console import Console
 from pipelines.extract_filters import ExtractConfig, run

@@ -23,7 +23,7 @@ def write_models(folder: Path, *, n_models: int = 5, seed: int = 0) -> Path:
             "bn1.running_mean": rng.normal(size=width).astype(np.float32),
             "bn1.running_var": rng.uniform(0.5, 1.5, width).astype(np.float32),
             "conv2.weight": rng.normal(size=(2 * width, width, 3, 3)).astype(np.float32),
-            "conv3.weight": rng.normal(size=(width, 2 * width, 5, 5)).astype(np.float16),
+            "up.weight": rng.normal(size=(width, 2 * width, 5, 5)).astype(np.float16),
             "fc.weight": rng.normal(size=(10, width)).astype(np.float32),
             "fc.bias": np.zeros(10, dtype=np.float32),
         }
