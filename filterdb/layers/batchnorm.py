@@ -4,14 +4,7 @@ With a graph: the BatchNorm (or the pair of a per-channel Mul and Add that some 
 it) that is the only reader of the convolution's output, looking through identity nodes and a
 per-channel bias added in between.
 
-Without: names and order. A BatchNorm is taken only if it is as long as the convolution has
-outputs, stands behind it in the order of construction, and either has the name the convolution's
-BatchNorm would have (``conv1`` → ``bn1``, ``0`` → ``1``, ``X.conv`` → ``X.bn``) or is the very
-next module of the same parent. A separable convolution's two halves share their parent's name
-(``0.depthwise``, ``0.pointwise`` → ``1``). A BatchNorm that stands before its namesake belongs to a
-pre-activation network and is left alone. In files sorted by the alphabet the order says nothing:
-there the name must fit, and no name of that pattern in the file may have the length of the
-inputs instead.
+Without a graph, :mod:`filterdb.layers.namesakes` goes by names and order.
 
 What remains: ``none`` where no BatchNorm of this length is left over, ``unknown`` where one is,
 ``folded_in_file`` where the format's converters fold and the convolution has a bias.
@@ -22,18 +15,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from filterdb.errors import LayerError
-from filterdb.layers.candidates import Candidate
-from filterdb.layers.depth import Graph
 from filterdb.layers.model import BatchNorm
-from filterdb.layers.modules import Module
-from filterdb.layers.names import batch_norm_names, last_part
-from filterdb.layers.raw import Node, Tensor
-from filterdb.types import BatchNormStatus, FloatArray
+
+if TYPE_CHECKING:
+    from filterdb.layers.candidates import Candidate
+    from filterdb.layers.depth import Graph
+    from filterdb.layers.raw import Node, Tensor
+    from filterdb.types import BatchNormStatus, FloatArray
 
 #: torch's and Keras' (or TensorFlow's) default, for files that do not state it.
 EPSILON_TORCH = 1e-5
@@ -235,131 +228,6 @@ def _of_pair(
         return None
     return Affine(
         nodes[position].name, scale, offset, None, None, 0.0, channels=channels, shift=shift
-    )
-
-
-def pair_by_name(
-    candidates: Sequence[Candidate],
-    modules: Sequence[Module],
-    *,
-    ordered: bool,
-    folds: bool,
-    epsilon: float,
-) -> list[Pairing]:
-    """Pair convolutions with BatchNorms by names, order and length.
-
-    Parameters
-    ----------
-    candidates
-        Convolutions; their module's position is their place in `modules`.
-    modules
-        All modules in order of construction.
-    ordered
-        False where the file does not keep the order of construction, so that order says nothing.
-    folds
-        The format's converters fold BatchNorm into convolutions.
-    epsilon
-        ε of those BatchNorms that state none.
-
-    Returns
-    -------
-    list of Pairing
-        One per candidate.
-    """
-    norms = [m for m in modules if m.kind == "batch_norm"]
-    if not norms:
-        return [
-            Pairing("folded_in_file" if folds and c.bias_length is not None else "none")
-            for c in candidates
-        ]
-    by_name = {m.name.lower(): m for m in norms}
-    taken: dict[int, Module] = {}
-    claimed: set[int] = set()
-    for i, match in _by_name(candidates, by_name, ordered=ordered).items():
-        if match.position not in claimed:
-            taken[i] = match
-            claimed.add(match.position)
-    if ordered:
-        named = set(taken)
-        separable = _separable(candidates)
-        for i, candidate in enumerate(candidates):
-            name = candidate.module.name
-            if i in separable:
-                name = last_part(name)[0][:-1]
-            after = _next(candidate, modules, name)
-            if i in named or after is None or after.position in claimed:
-                continue
-            taken[i] = after
-            claimed.add(after.position)
-    free = {m.channels for m in norms if m.position not in claimed}
-    return [
-        Pairing("separate", _of_module(taken[i], epsilon))
-        if i in taken
-        else Pairing("unknown" if c.out_channels in free else "none")
-        for i, c in enumerate(candidates)
-    ]
-
-
-def _by_name(
-    candidates: Sequence[Candidate], by_name: Mapping[str, Module], *, ordered: bool
-) -> dict[int, Module]:
-    found: dict[int, Module] = {}
-    against = False
-    for i, candidate in enumerate(candidates):
-        for name in batch_norm_names(candidate.module.name):
-            norm = by_name.get(name)
-            if norm is None:
-                continue
-            if norm.channels != candidate.out_channels:
-                against |= norm.channels == candidate.in_channels
-                continue
-            if ordered and norm.position < candidate.module.position:
-                continue
-            found[i] = norm
-            break
-    # Sorted by the alphabet, `bn1` always precedes `conv1`: one namesake as long as the inputs
-    # shows that this network normalises before it convolves.
-    return {} if against and not ordered else found
-
-
-def _separable(candidates: Sequence[Candidate]) -> set[int]:
-    """Find pointwise convolutions that share a parent with just the depthwise one before them."""
-    parents = [last_part(c.module.name)[0] for c in candidates]
-    return {
-        i
-        for i, (first, second) in enumerate(pairwise(candidates), start=1)
-        if parents[i]
-        and parents[i] == parents[i - 1]
-        and parents.count(parents[i]) == 2
-        and second.module.position == first.module.position + 1
-        and first.groups == first.in_channels == second.in_channels
-        and max(second.kernel) == 1 < max(first.kernel)
-    }
-
-
-def _next(candidate: Candidate, modules: Sequence[Module], name: str) -> Module | None:
-    position = candidate.module.position + 1
-    if position >= len(modules):
-        return None
-    after = modules[position]
-    parent, last = last_part(name)
-    same_parent = last_part(after.name)[0] == parent
-    following = last_part(after.name)[1]
-    if last.isdigit() and following.isdigit() and int(following) != int(last) + 1:
-        return None  # A Sequential with something between them, an activation most likely.
-    fits = after.kind == "batch_norm" and after.channels == candidate.out_channels
-    return after if fits and same_parent else None
-
-
-def _of_module(module: Module, epsilon: float) -> Affine:
-    return Affine(
-        name=module.name,
-        gamma=module.tensors.get("gamma"),
-        beta=module.tensors.get("beta"),
-        mean=module.tensors["mean"],
-        var=module.tensors["var"],
-        epsilon=epsilon if module.epsilon is None else module.epsilon,
-        channels=module.channels or 0,
     )
 
 

@@ -26,14 +26,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from filterdb.errors import LayerError
 from filterdb.layers.layout import LayoutChoice, axes_sizes
-from filterdb.layers.modules import Module
 from filterdb.layers.names import last_part, split_name, tokens
 from filterdb.layers.normalise import canonical_shape, layout_for
 from filterdb.layers.raw import ConvAttributes, Node, Tensor
-from filterdb.types import Op, Shape
+
+if TYPE_CHECKING:
+    from filterdb.layers.modules import Module
+    from filterdb.types import Op, Shape
 
 _DEPTHWISE = re.compile(r"depth_?wise|(^|[._/])(conv_?)?dw(_?conv)?\d*(?=$|[._/])|dwconv", re.I)
 _TRANSPOSED = re.compile(r"deconv|transpose|(^|[._/])(t_?conv|convt|conv_t)\d*(?=$|[._/])", re.I)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from filterdb.layers.raw import Node
-from filterdb.types import DepthSource
+if TYPE_CHECKING:
+    from filterdb.layers.raw import Node
+    from filterdb.types import DepthSource
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,7 +14,6 @@ from filterdb.layers.batchnorm import (
     EPSILON_TENSORFLOW,
     EPSILON_TORCH,
     Pairing,
-    pair_by_name,
     pair_in_graph,
     reader_of,
 )
@@ -22,12 +22,15 @@ from filterdb.layers.depth import Depth, Graph, graph_of, ranked
 from filterdb.layers.layout import LayoutChoice, choose_layout
 from filterdb.layers.model import ConvLayer, ModelLayers, SkippedTensor
 from filterdb.layers.names import split_name
+from filterdb.layers.namesakes import pair_by_name
 from filterdb.layers.normalise import canonical
-from filterdb.layers.raw import RawModel, Tensor
 from filterdb.layers.roles import roles_of, surroundings_in_graph, surroundings_in_order
 from filterdb.layers.skipped import Reasons, is_parameter
 from filterdb.layers.survey import Survey, survey
-from filterdb.types import AnyArray, LayerUid, ModelId, Op, Role
+
+if TYPE_CHECKING:
+    from filterdb.layers.raw import RawModel, Tensor
+    from filterdb.types import AnyArray, LayerUid, ModelId, Op, Role
 
 
 @dataclass(frozen=True)

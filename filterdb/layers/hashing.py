@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from filterdb.types import AnyArray
+if TYPE_CHECKING:
+    from filterdb.types import AnyArray
 
 
 def tensor_sha256(array: AnyArray) -> str:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from filterdb.errors import LayerError
-from filterdb.layers.modules import Module
 from filterdb.layers.names import split_name
 from filterdb.layers.normalise import FAMILIES, family_of
-from filterdb.types import Shape
+
+if TYPE_CHECKING:
+    from filterdb.layers.modules import Module
+    from filterdb.types import Shape
 
 #: No kernel met so far is longer along a side of a square (31: RepLKNet).
 _LARGEST_SQUARE = 31

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -20,7 +20,9 @@ from filterdb.layers.names import (
     split_name,
     tokens,
 )
-from filterdb.layers.raw import Tensor
+
+if TYPE_CHECKING:
+    from filterdb.layers.raw import Tensor
 
 Kind = Literal["conv", "linear", "batch_norm", "norm", "embedding", "other"]
 

@@ -233,6 +233,7 @@ def batch_norm_names(conv: str) -> list[str]:
     """
     parent, last = last_part(conv)
     names: list[str] = []
+    inside: list[str] = []
     for match in _CONV_WORD.finditer(last):
         before, after = last[: match.start()], last[match.end() :]
         dimension = match[2] or ""
@@ -240,6 +241,8 @@ def batch_norm_names(conv: str) -> list[str]:
         names += [f"{before}{word}{dimension}{after}" for word in _BN_WORDS if dimension]
     if last.isdigit():
         names.append(str(int(last) + 1))
+        lists = re.sub(r"(?i)convs(?=[./]$)", "bns", parent)
+        inside = [f"{lists}{last}"] if lists != parent else []
     names += [f"{last}_bn", f"{last}bn", f"bn_{last}", f"{last}_batch_norm", f"{last}_batchnorm"]
-    inside = [f"{conv}{separator}{word}" for separator in "./" for word in (*_BN_WORDS, "bn1")]
+    inside += [f"{conv}{separator}{word}" for separator in "./" for word in (*_BN_WORDS, "bn1")]
     return [f"{parent}{n}".lower() for n in names] + [n.lower() for n in inside]

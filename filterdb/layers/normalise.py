@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from filterdb.errors import LayerError
-from filterdb.types import AnyArray, Op, Shape
+
+if TYPE_CHECKING:
+    from filterdb.types import AnyArray, Op, Shape
 
 _SPATIAL = "DHW"
 

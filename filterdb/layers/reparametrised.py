@@ -13,13 +13,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from filterdb.errors import LayerError
 from filterdb.layers.names import REPARAMETRISED_LEAVES, split_name
 from filterdb.layers.raw import Tensor
-from filterdb.types import AnyArray, Shape
+
+if TYPE_CHECKING:
+    from filterdb.types import AnyArray, Shape
 
 
 @dataclass(frozen=True)

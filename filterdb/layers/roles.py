@@ -26,15 +26,18 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from filterdb.layers.candidates import Candidate
-from filterdb.layers.depth import Graph
-from filterdb.layers.modules import Module
 from filterdb.layers.names import last_part, tokens
-from filterdb.layers.raw import Node
-from filterdb.types import Role
+
+if TYPE_CHECKING:
+    from filterdb.layers.candidates import Candidate
+    from filterdb.layers.depth import Graph
+    from filterdb.layers.modules import Module
+    from filterdb.layers.raw import Node
+    from filterdb.types import Role
 
 _FULLY_CONNECTED = re.compile(r"^(fc|dense|linear|fully_?connected)_?\d*$", re.I)
 _PATCH = re.compile(r"patch|stem|embed|(^|\.)downsample_layers\.0", re.I)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from filterdb.layers.model import SkippedTensor
 from filterdb.layers.modules import Module, is_embedding_name, kernel_objection
 from filterdb.layers.names import BIAS_LEAVES, BUFFER_LEAVES, split_name
-from filterdb.layers.raw import Node, Tensor
-from filterdb.types import SkipReason
+
+if TYPE_CHECKING:
+    from filterdb.layers.raw import Node, Tensor
+    from filterdb.types import SkipReason
 
 _FLOATS = frozenset({"float16", "float32", "float64", "bfloat16"})
 _RECURRENT = re.compile(r"^(LSTM|GRU|RNN|UnidirectionalSequenceLSTM)", re.I)

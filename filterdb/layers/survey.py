@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from filterdb.layers.model import SkippedTensor
 from filterdb.layers.modules import Kind, Module, modules_of
 from filterdb.layers.names import keeps_order, registration_order, split_name
-from filterdb.layers.raw import Node, RawModel, Tensor
 from filterdb.layers.reparametrised import assemble
 from filterdb.layers.skipped import supported
-from filterdb.types import SkipReason
+
+if TYPE_CHECKING:
+    from filterdb.layers.raw import Node, RawModel, Tensor
+    from filterdb.types import SkipReason
 
 _KINDS: Mapping[str, Kind] = {
     "conv": "conv",
