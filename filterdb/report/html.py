@@ -140,7 +140,6 @@ def index_page(report: Report, *, store_name: str, date: str) -> str:
             "slug": s.slug,
             "title": s.title,
             "blocks": [(type(b).__name__, b) for b in s.blocks],
-            "sentences": s.sentences,
         }
         for s in report.sections
     ]
@@ -149,7 +148,7 @@ def index_page(report: Report, *, store_name: str, date: str) -> str:
         .get_template("index.html.j2")
         .render(
             report={"title": report.title, "lead": report.lead, "summary": report.summary,
-                    "summary_sentences": report.summary, "sections": shown},
+                    "sentences": report.sentences, "sections": shown},
             packed={g.slug: pack_grid(g) for g in grids},
             css=style(),
             fonts=fonts((400, 600)),

@@ -66,6 +66,26 @@ def kernel_shape(kernel: str) -> tuple[int, ...]:
     return tuple(int(k) for k in kernel.split("x"))
 
 
+def group_words(axis: str, group: str) -> str:
+    """Return the name of a group as people write it.
+
+    Parameters
+    ----------
+    axis
+        Grouping.
+    group
+        Label as in `results`.
+
+    Returns
+    -------
+    str
+        "depth 0.1–0.2" for the second depth decile, else the label without underscores.
+    """
+    if axis == "depth_decile" and group.isdigit():
+        return f"depth {int(group) / 10:.1f}–{(int(group) + 1) / 10:.1f}"
+    return words(group)
+
+
 def finding_sentence(row: dict[str, Any]) -> str:
     """Return a finding as one sentence.
 

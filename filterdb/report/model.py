@@ -113,6 +113,8 @@ class Cell:
         Whether it is right-aligned.
     reason
         Why it is empty, read out on focus.
+    quiet
+        The link is left out of the tab order, since the keyboard has another way there.
     """
 
     text: str = ""
@@ -120,6 +122,7 @@ class Cell:
     html: str = ""
     number: bool = False
     reason: str = ""
+    quiet: bool = False
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,8 @@ def _quality(corpus: Corpus, model: dict[str, Any]) -> Sentence | None:
     less_sparse = int((others["sparsity"] < sparsity).sum())
     less_diverse = int((others["entropy_norm"] < entropy).sum())
     compared = (
-        f"more than in {count(less_sparse)} and {count(less_diverse)} of {count(n)} trained models"
+        f"sparser than {count(less_sparse)} and more diverse than {count(less_diverse)} of "
+        f"{count(n)} trained models"
         if n >= MIN_MODELS
         else f"too few models to compare ({count(n)})"
     )

@@ -73,11 +73,11 @@ def share(value: float | None, digits: int = 2) -> str:
     if value is None or not math.isfinite(value):
         return NONE
     if 0.995 <= value < 1:
-        return "over 99 %"
+        return "over 99\u00a0%"
     if 0 < value < 0.0005:
-        return "under 0.1 %"
+        return "under 0.1\u00a0%"
     text = f"{100 * value:.{digits}g}" if value < 0.995 else "100"
-    return f"{float(text):g} %".replace("-", "−")
+    return f"{float(text):g}\u00a0%".replace("-", "−")
 
 
 def megabytes(n_bytes: float) -> str:
@@ -95,7 +95,7 @@ def megabytes(n_bytes: float) -> str:
     """
     for factor, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if n_bytes >= factor:
-            return f"{short(n_bytes / factor)} {unit}"
+            return f"{short(n_bytes / factor)}\u00a0{unit}"
     return f"{int(n_bytes)} B"
 
 

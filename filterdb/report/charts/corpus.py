@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -105,7 +106,7 @@ def _dots(rows: Rows, field: str, title: str) -> alt.LayerChart:
     top = max(row[field] for row in rows)
     order = [row["kernel"] for row in rows]
     x = alt.X(f"{field}:Q", title=title, scale=alt.Scale(type="log", domain=[1, top * 3]),
-              axis=alt.Axis(format="~s", tickCount=6))  # fmt: skip
+              axis=alt.Axis(format="~s", values=_decades(1, top * 3)))  # fmt: skip
     y = alt.Y("kernel:N", sort=order, title=None, axis=alt.Axis(ticks=False, domain=False))
     base = alt.Chart(inline(rows))
     rule = base.mark_rule(color="var(--grid)", aria=False).encode(
@@ -116,6 +117,15 @@ def _dots(rows: Rows, field: str, title: str) -> alt.LayerChart:
     )
     text = base.mark_text(align="left", dx=9, aria=False).encode(x=x, y=y, text="label:N")
     return alt.layer(rule, dot, text).properties(width=560, height={"step": 22})
+
+
+def _decades(low: float, high: float, *, steps: tuple[int, ...] = (1,)) -> list[int]:
+    """Return powers of ten (times `steps`) between two numbers; twos and fives where few."""
+    if high < 100 * max(1.0, low):
+        steps = (1, 2, 5)
+    first = math.floor(math.log10(max(1.0, low)))
+    powers = range(first, math.ceil(math.log10(high)) + 1)
+    return [s * 10**p for p in powers for s in steps if low <= s * 10**p <= high]
 
 
 def bars(rows: Rows) -> alt.HConcatChart:
@@ -170,12 +180,12 @@ def owners(rows: Rows, named: Rows) -> alt.LayerChart:
     """
     x = alt.X("rank:Q", title="rank of the model (log scale)",
               scale=alt.Scale(type="log", nice=False, domain=[0.9, max(12, len(rows) * 1.1)]),
-              axis=alt.Axis(tickCount=6, format="~s"))  # fmt: skip
+              axis=alt.Axis(values=_decades(1, 2 * len(rows), steps=(1, 2, 5)), format="~s"))  # fmt: skip
     top = max(row["filters"] for row in rows)
     low = min(row["filters"] for row in rows)
     y = alt.Y("filters:Q", title="filters larger than 1×1 (log scale)",
               scale=alt.Scale(type="log", domain=[max(1, low / 2), top * 2]),
-              axis=alt.Axis(tickCount=6, format="~s"))  # fmt: skip
+              axis=alt.Axis(values=_decades(low / 2, top * 2), format="~s"))  # fmt: skip
     line = alt.Chart(inline(rows)).mark_line(color=MUTED, strokeWidth=1.5, aria=False).encode(
         x=x, y=y
     )

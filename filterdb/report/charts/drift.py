@@ -61,8 +61,8 @@ def matrix(cells: Rows, order: Sequence[str], *, top: float, cell: int) -> alt.L
         if dotted:
             marks.append(
                 alt.Chart(inline(dotted))
-                .mark_circle(size=9, color=ink, opacity=1, aria=False, xOffset=cell / 2 - 5,
-                             yOffset=5 - cell / 2)  # fmt: skip
+                .mark_circle(size=14, color=ink, opacity=1, aria=False, xOffset=cell / 2 - 6,
+                             yOffset=6 - _height(cell) / 2)  # fmt: skip
                 .encode(x=x, y=y)
             )
     crossed = [c for c in cells if c["shown"] is None]
@@ -72,7 +72,11 @@ def matrix(cells: Rows, order: Sequence[str], *, top: float, cell: int) -> alt.L
             .mark_text(text="×", color="var(--muted)", fontSize=12)
             .encode(x=x, y=y, description="speech:N")
         )
-    return alt.layer(*marks).properties(width={"step": cell}, height={"step": max(20, cell - 8)})
+    return alt.layer(*marks).properties(width={"step": cell}, height={"step": _height(cell)})
+
+
+def _height(cell: int) -> int:
+    return max(20, cell - 8)
 
 
 def distances(rows: Rows, rules: Rows) -> alt.LayerChart:
@@ -81,7 +85,7 @@ def distances(rows: Rows, rules: Rows) -> alt.LayerChart:
     Parameters
     ----------
     rows
-        label, value, low, high, floor, kind ("full", "few", "one"), link, speech; largest first.
+        label, value, low, high, floor, kind ("full", "few", "one"), speech; largest first.
     rules
         value, text: distances to compare with.
 
@@ -109,7 +113,7 @@ def distances(rows: Rows, rules: Rows) -> alt.LayerChart:
             )
         layers.append(
             base.mark_circle(color=MARK, size=75, opacity=1).encode(
-                x=x, y=y, href="link:N", description="speech:N"
+                x=x, y=y, description="speech:N"
             )
         )
     single = [r for r in rows if r["kind"] == "one"]
@@ -117,7 +121,7 @@ def distances(rows: Rows, rules: Rows) -> alt.LayerChart:
         layers.append(
             alt.Chart(inline(single))
             .mark_point(color=MARK, size=70, filled=False, strokeWidth=1.5)
-            .encode(x=x, y=y, href="link:N", description="speech:N")
+            .encode(x=x, y=y, description="speech:N")
         )
     floors = [r for r in rows if r["floor"] is not None]
     if floors:

@@ -53,7 +53,14 @@ def bands(rows: Rows, twins: Rows, *, title: str, domain: tuple[float, float]) -
     return alt.layer(*layers).properties(width=600, height=220)
 
 
-def cells(counts: Rows, worst: Rows, rules: Sequence[dict[str, float]]) -> alt.LayerChart:
+def cells(
+    counts: Rows,
+    worst: Rows,
+    rules: Sequence[dict[str, float]],
+    *,
+    right: float,
+    bottom: float,
+) -> alt.LayerChart:
     """Draw figure 16: sparsity against entropy.
 
     Parameters
@@ -64,16 +71,18 @@ def cells(counts: Rows, worst: Rows, rules: Sequence[dict[str, float]]) -> alt.L
         x, y, link, speech; the worst layers.
     rules
         value: entropy below which random filters would not fall.
+    right, bottom
+        Ends of the axes towards the worst corner.
 
     Returns
     -------
     altair.LayerChart
         Counted cells and linked marks.
     """
-    x = alt.X("x0:Q", title="sparsity: share of nearly empty filters", scale=alt.Scale(domain=[0, 1]),
+    x = alt.X("x0:Q", title="sparsity: share of nearly empty filters", scale=alt.Scale(domain=[0, right]),
               axis=alt.Axis(format="%", grid=False))  # fmt: skip
-    y = alt.Y("y0:Q", title="entropy, share of the possible", scale=alt.Scale(domain=[0, 1]),
-              axis=alt.Axis(grid=False))  # fmt: skip
+    y = alt.Y("y0:Q", title="entropy, share of the possible",
+              scale=alt.Scale(domain=[bottom, 1]), axis=alt.Axis(grid=False))  # fmt: skip
     top = max(row["shade"] for row in counts)
     layers: list[alt.Chart] = [
         alt.Chart(inline(counts))

@@ -13,6 +13,7 @@ from filterdb.report.charts import drift as charts
 from filterdb.report.charts.render import draw
 from filterdb.report.corpus import Corpus
 from filterdb.report.links import slug
+from filterdb.report.layerwords import group_words
 from filterdb.report.model import Block, Figure, Section, Sentence
 from filterdb.report.numbers import count, plural, short, words
 from filterdb.report.sections.common import (
@@ -211,13 +212,13 @@ def _sentence(corpus: Corpus, axis: str) -> Sentence | None:
         if not a["certain"]:
             return (
                 f"By {by}: no pair of groups differs more than chance would let it "
-                f"({plural(a['tested'], 'pair')} tested over models, q < {FDR:g})."
+                f"({plural(a['tested'], 'pair')} tested over models, q\u00a0<\u00a0{FDR:g})."
             )
         return (
             f"By {by}: {count(a['certain'])} of {plural(a['tested'], 'pair')} of groups tested "
-            f"differ in filter shape beyond chance (q < {FDR:g}); furthest apart are "
-            f"{words(str(a['group_a']))} ({count(a['n_a'])} models) and "
-            f"{words(str(a['group_b']))} ({count(a['n_b'])}): D = {short(a['d'], 2)}"
+            f"differ in filter shape beyond chance (q\u00a0<\u00a0{FDR:g}); furthest apart are "
+            f"{group_words(axis, str(a['group_a']))} ({count(a['n_a'])} models) and "
+            f"{group_words(axis, str(a['group_b']))} ({count(a['n_b'])}): D = {short(a['d'], 2)}"
             + (
                 f", 95 % interval {short(a['low'], 2)} to {short(a['high'], 2)}"
                 if a["low"] is not None
@@ -233,7 +234,7 @@ def _sentence(corpus: Corpus, axis: str) -> Sentence | None:
 
 
 def _named(distances: Distances, group: str) -> str:
-    return f"{words(group)} ({distances.models.get(group, 0)})"
+    return f"{group_words(distances.axis, group)} ({distances.models.get(group, 0)})"
 
 
 def _speech(distances: Distances, a: str, b: str) -> str:
@@ -304,7 +305,9 @@ def _off_diagonal(distances: Distances) -> list[float | None]:
 
 
 def _top(distances: Distances) -> float:
-    values = [v for v in _off_diagonal(distances) if v is not None]
+    groups = sorted(distances.models)
+    shown = [*_off_diagonal(distances), *(distances.value(g, g) for g in groups)]
+    values = [v for v in shown if v is not None]
     return float(np.quantile(values, 0.99)) if values and max(values) > 0 else 1.0
 
 
@@ -366,7 +369,6 @@ def _dots(corpus: Corpus, distances: Distances) -> Figure:
                 "floor": distances.value(group, OTHERS, "noise_floor"),
                 "q_value": distances.value(group, OTHERS, "q_value"),
                 "kind": kind,
-                "link": f"#fig-8-{part}",
                 "speech": _speech(distances, group, OTHERS).replace("* (0)", "all others"),
             }
         )

@@ -12,7 +12,7 @@ from filterdb.report import published
 from filterdb.report.charts import pca as charts
 from filterdb.report.charts.render import draw
 from filterdb.report.corpus import Corpus
-from filterdb.report.layerwords import kernel_shape
+from filterdb.report.layerwords import group_words, kernel_shape
 from filterdb.report.model import Block, Cell, Figure, Section, Sentence, Table
 from filterdb.report.numbers import NONE, count, plural, share, short, words
 from filterdb.report.pictures import align_signs, eigenfilter_strip, filter_sheet, fix_signs
@@ -283,7 +283,8 @@ def _strips(corpus: Corpus, everyone: pd.Series, axis: str) -> Figure:
     for row in rows.to_dict("records"):
         components = align_signs(np.asarray(row["components"], float).reshape(9, 9), reference)
         items.append((row, components, subspace_angle(components, reference)))
-    items.sort(key=lambda item: (-int(item[0]["n_models"]), str(item[0]["group"])))
+    if not all(str(item[0]["group"]).isdigit() for item in items):
+        items.sort(key=lambda item: (-int(item[0]["n_models"]), str(item[0]["group"])))
     html = [
         '<div class="strips"><span class="head">group (models)</span>'
         '<span class="head">eigenfilters 1 to 9</span>'
@@ -291,7 +292,7 @@ def _strips(corpus: Corpus, everyone: pd.Series, axis: str) -> Figure:
     ]
     data = []
     for row, components, angle in [(None, reference, 0.0), *items[:_MOST_GROUPS]]:
-        name = "all trained models" if row is None else words(str(row["group"]))
+        name = "all trained models" if row is None else group_words(axis, str(row["group"]))
         n = int(everyone["n_models"] if row is None else row["n_models"])
         sheet = eigenfilter_strip(components, kernel_shape(KERNEL), limit=limit)
         alt = f"{name}, first three: " + " | ".join(numbers_text(c) for c in components[:3])
@@ -306,7 +307,7 @@ def _strips(corpus: Corpus, everyone: pd.Series, axis: str) -> Figure:
                         for j, v in enumerate(c, 1)}})  # fmt: skip
     html.append("</div>" + scale_bar(limit))
     caption = (
-        f"Eigenfilters of each group by {words(axis)}, largest group first, signs turned towards "
+        f"Eigenfilters of each group by {words(axis)}, signs turned towards "
         "those of all models, one scale. Right: largest angle between the span of a group’s first "
         f"{_SUBSPACE} components and that of all (0° the same, 90° nothing in common). × marks "
         "groups of one model, which cannot speak for a task."
@@ -315,7 +316,8 @@ def _strips(corpus: Corpus, everyone: pd.Series, axis: str) -> Figure:
     )  # fmt: skip
     columns = ("group", "n_models", "angle", *(f"c{i}w{j}" for i in range(1, 10)
                                               for j in range(1, 10)))  # fmt: skip
-    return Figure(7, _QUESTIONS[7], caption, "".join(html), columns, table_rows(data, columns),
+    question = f"Do the eigenfilters of groups by {words(axis)} differ?"
+    return Figure(7, question, caption, "".join(html), columns, table_rows(data, columns),
                   part=_part(axis))  # fmt: skip
 
 
@@ -346,7 +348,7 @@ def _groups(corpus: Corpus, axis: str) -> Table | None:
         evr = np.asarray(row["evr"], float)
         cells.append(
             (
-                Cell(words(str(group))),
+                Cell(group_words(axis, str(group))),
                 Cell(count(row["n_models"]), number=True),
                 Cell(count(row["n_filters"]), number=True),
                 Cell(short(value, 2), number=True, reason=reason),

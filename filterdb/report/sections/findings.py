@@ -121,7 +121,7 @@ def _shares(corpus: Corpus) -> Table | None:
         interval = wilson(models, n_models)
         rows.append(
             (
-                Cell(words(str(finding)), f"#found?q=finding%3D{finding}"),
+                Cell(words(str(finding)), f"#found?q=finding%3D{finding}", quiet=True),
                 Cell(html=severity_mark(str(severity))),
                 Cell(count(layers), number=True),
                 Cell(share(layers / n_layers), number=True),

@@ -14,9 +14,24 @@ from filterdb.report.numbers import plural
 from filterdb.report.tables import SPARK_POINTS, spark_bytes
 
 
+#: Columns seen without scrolling sideways.
+_MODELS_FIRST = ("name", "task", "visual_category", "layers", "filters", "sparsity_median",
+                 "entropy_norm_median", "orthogonality_median", "sparsity_depth",
+                 "entropy_norm_depth", "finding")  # fmt: skip
+_LAYERS_FIRST = ("model", "layer", "role", "kernel", "n", "depth", "sparsity", "entropy", "p",
+                 "orthogonality", "finding", "percentile", "task")  # fmt: skip
+
+
 def _some(values: Iterable[Any]) -> list[Any]:
     """Return values with None for what is missing."""
     return [None if v is None or (isinstance(v, float) and np.isnan(v)) else v for v in values]
+
+
+def _first(columns: list[GridColumn], names: tuple[str, ...]) -> tuple[GridColumn, ...]:
+    """Put the columns people look for to the left; the others keep their order."""
+    by_name = {c.name: c for c in columns}
+    chosen = [by_name[n] for n in names if n in by_name]
+    return (*chosen, *(c for c in columns if c.name not in names))
 
 
 def models_grid(corpus: Corpus) -> Grid:
@@ -39,12 +54,12 @@ def models_grid(corpus: Corpus) -> Grid:
     found = corpus.findings.groupby("model_id")["finding"].agg(lambda f: " ".join(sorted(set(f))))
     columns = [
         GridColumn("name", "Model", "text", models["name"].tolist(), "models.name",
-                   "name of the model; leads to its page", 12, link="page"),
+                   "name of the model; leads to its page", 11, link="page"),
         GridColumn("task", "Task", "words", models["task"].tolist(), "models.task",
-                   "closed vocabulary", 9),
+                   "closed vocabulary", 7.5),
         GridColumn("visual_category", "Visual category", "words",
                    models["visual_category"].tolist(), "models.visual_category",
-                   "closed vocabulary", 8),
+                   "closed vocabulary", 6.5),
         GridColumn("dataset", "Training data", "words",
                    [" ".join(d) or None for d in models["training_dataset"]],
                    "models.training_dataset", "data sets it was trained on", 8, many=True),
@@ -57,19 +72,19 @@ def models_grid(corpus: Corpus) -> Grid:
         GridColumn("bytes", "Size, bytes", "integer", models["bytes"].tolist(), "models.bytes",
                    "file and companions", 7),
         GridColumn("layers", "Layers", "integer", models["n_conv_layers"].tolist(),
-                   "models.n_conv_layers", "convolutions, every use counted", 5),
+                   "models.n_conv_layers", "convolutions, every use counted", 4),
         GridColumn("filters", "Filters", "integer", models["n_filters"].tolist(),
-                   "models.n_filters", "kernel slices, shared weights once", 6),
+                   "models.n_filters", "kernel slices, shared weights once", 5.2),
         *(
             GridColumn(f"{name}_median", f"{label}, median", "decimal",
                        _some(medians[name].reindex(ids)), _median_sql(name),
-                       f"median {label.lower()} of its layers, raw weights, four decimals", 6)
+                       f"median {label.lower()} of its layers, raw weights, four decimals", 5)
             for name, label in METRICS.items()
         ),
         *(
             GridColumn(f"{name}_depth", f"{METRICS[name]} by depth", "spark",
                        _sparks(layers, ids, name), "",
-                       "median in ten depth bins, input to output; scale 0 to 1", 7)
+                       "median in ten depth bins, input to output; scale 0 to 1", 6.6)
             for name in ("sparsity", "entropy_norm")
         ),
         GridColumn("finding", "Findings", "words", _some(found.reindex(ids)),
@@ -83,7 +98,7 @@ def models_grid(corpus: Corpus) -> Grid:
     ]  # fmt: skip
     if "quality" in corpus.missing:
         columns = [c for c in columns if not c.name.startswith(tuple(METRICS))]
-    return Grid("models", "Models", tuple(columns), len(ids), "models",
+    return Grid("models", "Models", _first(columns, _MODELS_FIRST), len(ids), "models",
                 "Click or press Enter on a head to sort; the box filters.",
                 "task=ocr layers>20 resnet")  # fmt: skip
 
@@ -180,7 +195,7 @@ def layers_grid(corpus: Corpus) -> Grid:
     if "quality" in corpus.missing:
         gone = {"sparsity", "entropy", "p", "orthogonality", "percentile", "finding"}
         columns = [c for c in columns if c.name not in gone]
-    return Grid("layers", "All layers", tuple(columns), len(rows), "layer_view",
+    return Grid("layers", "All layers", _first(columns, _LAYERS_FIRST), len(rows), "layer_view",
                 f"{plural(len(rows), 'layer')}; metrics of raw weights, sparse filters kept.",
                 "task=face_detection sparsity>0.5 finding=sparse")  # fmt: skip
 

@@ -103,6 +103,12 @@ def _sparse_sentence(corpus: Corpus) -> Sentence | None:
     def write(a: Answer) -> str:
         if not a["layers"]:
             return ""
+        if not a["half"]:
+            return (
+                f"In none of {plural(a['layers'], 'layer')} larger than 1×1 are half of the "
+                "filters nearly empty (|w| < 1 % of the layer's largest); "
+                f"{share(a['full_layers'] / a['layers'])} of the layers have no such filter."
+            )
         return (
             f"In {count(a['half'])} of {plural(a['layers'], 'layer')} larger than 1×1 at least "
             f"half of the filters are nearly empty (|w| < 1 % of the layer's largest); they lie in "
@@ -197,22 +203,30 @@ def _cells(corpus: Corpus) -> Figure:
         return absent(16, question, f"Ten 3×3 layers with both metrics are needed; there are "
                       f"{len(rows)}.")  # fmt: skip
     s, h = rows["sparsity"].to_numpy(float), rows["entropy_norm"].to_numpy(float)
-    table, _, _ = np.histogram2d(s, h, bins=_GRID, range=((0, 1), (0, 1)))
+    right = min(1.0, math.ceil(10 * float(s.max()) + 0.01) / 10)
+    bottom = max(0.0, math.floor(10 * float(h.min())) / 10)
+    table, across, up = np.histogram2d(s, h, bins=_GRID, range=((0, right), (bottom, 1)))
     counts = [
         {
-            "x0": i / _GRID,
-            "x1": (i + 1) / _GRID,
-            "y0": j / _GRID,
-            "y1": (j + 1) / _GRID,
+            "x0": float(across[i]),
+            "x1": float(across[i + 1]),
+            "y0": float(up[j]),
+            "y1": float(up[j + 1]),
             "layers": int(table[i, j]),
             "shade": round(float(np.log10(table[i, j])), 4),
         }
         for i, j in np.argwhere(table > 0).tolist()
     ]
     badness = s - h
-    worst = [_worst(corpus, rows.iloc[i]) for i in np.argsort(-badness, kind="stable")[:_WORST]]
+    n_worst = min(_WORST, max(5, len(rows) // 10))
+    worst = [_worst(corpus, rows.iloc[i]) for i in np.argsort(-badness, kind="stable")[:n_worst]]
     rule = _noise_floor(float(rows["n_filters"].median()))
-    drawing = draw(charts.cells(counts, worst, [{"value": rule}] if rule else []), slug="fig-16")
+    drawing = draw(
+        charts.cells(
+            counts, worst, [{"value": rule}] if rule else [], right=right, bottom=bottom
+        ),
+        slug="fig-16",
+    )
     caption = (
         f"Colour: how many 3×3 layers fall into a cell of {_GRID} × {_GRID}, on a log scale; "
         f"triangles: the {len(worst)} layers with the largest sparsity minus entropy, as links. "
@@ -238,10 +252,10 @@ def _worst(corpus: Corpus, row: pd.Series) -> dict[str, Any]:
 
 def _noise_floor(n_filters: float, n_coefficients: int = 9) -> float | None:
     """Return the entropy, as a share of the possible, that 99 % of Gaussian layers exceed."""
-    from scipy import stats
+    from scipy import special
 
     if n_filters <= 4 * n_coefficients:
         return None
-    quantile = float(stats.chi2.ppf(0.99, degrees_of_freedom(n_coefficients)))
+    quantile = float(special.chdtri(degrees_of_freedom(n_coefficients), 0.01))
     deficit = quantile / (n_filters * n_coefficients * math.log(10))
     return max(0.0, 1 - deficit / math.log10(n_coefficients))
