@@ -1,6 +1,6 @@
 """Run an extraction again and again, killed each time at another file operation.
 
-``python kill_points.py CATALOGUE FOLDER SEED N`` imports everything once, then forks a child per
+``python kill_points.py CATALOGUE FOLDER SEED N`` runs one extraction itself, then forks a child per
 point. A child counts its renames, fsyncs, unlinks and mkdirs and kills itself with SIGKILL just
 before the chosen one; a second child finishes the job. The stores are left in FOLDER for the
 caller to compare: ``undisturbed`` and one ``killed-<point>`` each. Prints one JSON object.
@@ -17,20 +17,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# Imported before the first fork, so that no child pays for it.
-import dask.callbacks  # noqa: F401
-import h5py  # noqa: F401
-import pyarrow.parquet  # noqa: F401
-import threadpoolctl  # noqa: F401
-
-import filterdb.catalog.load
-import filterdb.catalog.select
-import filterdb.layers.detect
-import filterdb.sources.fetching
-import filterdb.sources.formats.safetensors
-import filterdb.stats.state
-import filterdb.store.collect
-import filterdb.store.writer  # noqa: F401
 from filterdb.engine import Cluster
 from pipelines.console import Console
 from pipelines.extract_filters import ExtractConfig, run
@@ -77,6 +63,11 @@ def extract(catalogue: str, store: Path, fatal: int | None, log_path: Path | Non
 def main() -> None:
     catalogue, folder, seed, n_points = sys.argv[1:]
     root, log_path = Path(folder), Path(folder) / "operations.json"
+    # Once in this process, so that the children find every module imported already.
+    warm = ExtractConfig(
+        catalogue, root / "warm", cluster=Cluster("sync"), cache_path=root / "warm-cache"
+    )
+    run(warm, console=Console(quiet=True))
     status = extract(catalogue, root / "undisturbed", None, log_path)
     assert os.waitstatus_to_exitcode(status) in (0, 3), status
     operations = json.loads(log_path.read_text())
