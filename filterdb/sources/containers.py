@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias
 
 from filterdb.errors import (
+    FetchError,
+    FilterDBError,
     MalformedFileError,
     SourceError,
     UnsafeCheckpointError,
@@ -199,24 +201,36 @@ def _copy(source: IO[bytes], write: Write, *, name: str, size: int, what: str) -
         )
 
 
+@contextlib.contextmanager
+def _damage(what: str) -> Iterator[None]:
+    """Turn all that the standard library says of a damaged archive into one error."""
+    try:
+        yield
+    except FilterDBError:
+        raise
+    except NotImplementedError as error:
+        raise UnsupportedFormatError(f"{what} cannot be read: {error}") from error
+    except (
+        *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, tarfile.TarError),
+        *(EOFError, ValueError, OSError),
+    ) as error:
+        # bz2 and gzip report damage as an OSError too, but the system did not number it.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise FetchError(f"{what} cannot be read: {error.strerror}") from error
+        raise MalformedFileError(f"{what} is truncated or damaged: {error}") from error
+
+
 # Zip --------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def _open_zip(path: Path, what: str) -> Iterator[zipfile.ZipFile]:
     size = path.stat().st_size
-    try:
-        with path.open("rb") as file:
-            _check_directory(file, size, what)
-            file.seek(0)
-            with zipfile.ZipFile(file) as archive:
-                yield archive
-    except (zipfile.BadZipFile, zlib.error, EOFError, UnicodeDecodeError) as error:
-        raise MalformedFileError(
-            f"{what}: the zip archive of {size:,} bytes is truncated or damaged: {error}"
-        ) from error
-    except NotImplementedError as error:
-        raise UnsupportedFormatError(f"{what}: {error}") from error
+    with _damage(f"{what}: the zip archive of {size:,} bytes"), path.open("rb") as file:
+        _check_directory(file, size, what)
+        file.seek(0)
+        with zipfile.ZipFile(file) as archive:
+            yield archive
 
 
 def _check_directory(file: IO[bytes], size: int, what: str) -> None:
@@ -284,17 +298,12 @@ def _compression(head: bytes) -> str | None:
 @contextlib.contextmanager
 def _open_tar(path: Path, what: str) -> Iterator[tarfile.TarFile]:
     size = path.stat().st_size
-    try:
-        with path.open("rb") as file:
-            compression = _compression(file.read(8))
-            file.seek(0)
-            plain = _Forward(_decompress(file, compression), packed=size, what=what)
-            with tarfile.open(fileobj=plain, mode="r:") as archive:  # type: ignore[call-overload]
-                yield archive
-    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
-        raise MalformedFileError(
-            f"{what}: the tar archive of {size:,} bytes is truncated or damaged: {error}"
-        ) from error
+    with _damage(f"{what}: the tar archive of {size:,} bytes"), path.open("rb") as file:
+        compression = _compression(file.read(8))
+        file.seek(0)
+        plain = _Forward(_decompress(file, compression), packed=size, what=what)
+        with tarfile.open(fileobj=plain, mode="r:") as archive:  # type: ignore[call-overload]
+            yield archive
 
 
 def _decompress(file: IO[bytes], compression: str | None) -> IO[bytes]:
@@ -335,6 +344,8 @@ class _Forward:
     def __init__(self, file: IO[bytes], *, packed: int, what: str) -> None:
         self._file = file
         self._position = 0
+        #: More was asked for than there was: the end mark of the archive is missing.
+        self.ended = False
         self._bound = max(MAX_RATIO * packed, RATIO_FREE_BYTES)
         self._packed = packed
         self._what = what
@@ -349,6 +360,7 @@ class _Forward:
                 f"{self._what}: a tar header claims {size:,} bytes, {_MAX_HEADER:,} is the most"
             )
         block = self._file.read(size)
+        self.ended = self.ended or len(block) < size
         self._position += len(block)
         if self._position > self._bound:
             raise UnsafeCheckpointError(
@@ -398,5 +410,10 @@ def _extract_tar(
         with source:
             _copy(source, write, name=name, size=member.size, what=what)
         found = True
+    if not found and getattr(archive.fileobj, "ended", False):
+        raise MalformedFileError(
+            f"{what}: the tar archive of {packed:,} bytes ends without its end mark, before "
+            f"{name!r} was met: expected two empty blocks, got none"
+        )
     if not found:
         raise _no_member(name, names, what)
