@@ -68,7 +68,7 @@ def run_query(query: str, tables: Mapping[str, Callable[[], pa.Table]]) -> pa.Ta
     Parameters
     ----------
     query
-        SQL as DuckDB speaks it: one SELECT, WITH, FROM, DESCRIBE or SUMMARIZE.
+        SQL as DuckDB speaks it: one SELECT, WITH, FROM, DESCRIBE, SUMMARIZE or SHOW TABLES.
     tables
         Every table there could be, by name, and how to load it (which raises
         IncompleteStoreError where it is not in this store yet).
@@ -94,9 +94,23 @@ def run_query(query: str, tables: Mapping[str, Callable[[], pa.Table]]) -> pa.Ta
         for setting in SETTINGS[1:]:
             _execute(connection, setting)
         try:
-            return connection.sql(query).to_arrow_table()
+            return _plain_integers(connection.sql(query).to_arrow_table())
         except duckdb.Error as error:
             raise _explained(error, loaded) from error
+
+
+def _plain_integers(table: pa.Table) -> pa.Table:
+    """Turn the decimals DuckDB adds integers up to into integers again, where they fit."""
+    import pyarrow as pa
+
+    for index, field in enumerate(table.schema):
+        if pa.types.is_decimal(field.type) and field.type.scale == 0:
+            try:
+                column = table.column(index).cast(pa.int64())
+            except pa.ArrowInvalid:
+                continue
+            table = table.set_column(index, field.name, column)
+    return table
 
 
 def _execute(
@@ -123,8 +137,9 @@ def _parse(connection: duckdb.DuckDBPyConnection, query: str) -> dict[str, Any]:
     tree: dict[str, Any] = json.loads(answer[0][0])
     if tree.get("error", True):
         raise UsageError(
-            f"only SELECT is answered here ({tree.get('error_message', 'not a SELECT')})",
-            tip="a store is changed by extract and analyze, never by SQL",
+            "only a plain SELECT, FROM, WITH, DESCRIBE, SUMMARIZE or SHOW TABLES is answered here",
+            tip="a store is changed by extract and analyze, never by SQL; "
+            "instead of PIVOT use sum(…) FILTER (WHERE …)",
         )
     return tree
 
@@ -153,6 +168,8 @@ def _needed(tree: dict[str, Any], tables: Mapping[str, Callable[[], pa.Table]]) 
     needed: dict[str, None] = {}
     for node in nodes:
         _refuse_functions(node)
+        if node.get("type") == "SHOW_REF" and node.get("query") is None:
+            needed.update(dict.fromkeys(_available(tables)))
         name = str(node.get("table_name", "")) if node.get("type") == "BASE_TABLE" else ""
         if not name:
             continue
@@ -166,6 +183,17 @@ def _needed(tree: dict[str, Any], tables: Mapping[str, Callable[[], pa.Table]]) 
         elif folded not in local:
             raise UnknownNameError("table", name, known, where="the store")
     return list(needed)
+
+
+def _available(tables: Mapping[str, Callable[[], pa.Table]]) -> Iterator[str]:
+    """Name the tables this store has, for SHOW TABLES."""
+    for name, load in tables.items():
+        try:
+            load()
+        except IncompleteStoreError:
+            continue
+        yield name
+    yield LAYER_VIEW
 
 
 def _refuse_functions(node: dict[str, Any]) -> None:
