@@ -62,9 +62,13 @@ KINDS: dict[str, FindingKind] = {
         FindingKind("non_finite", "defect", "a weight is NaN or infinite"),
         FindingKind("all_zero", "defect", "every weight is zero"),
         FindingKind("constant", "defect", "every weight has the same value, which is not zero"),
-        FindingKind("dead", "unusual", f"at least {DEAD_SHARE:.0%} of the filters are all zero"),
         FindingKind(
-            "sparse", "unusual", f"at least {DEGENERATE_SPARSITY:.0%} of the filters are sparse"
+            "dead", "unusual", f"at least {DEAD_SHARE:.0%} of the filters are all zero; not for 1x1"
+        ),
+        FindingKind(
+            "sparse",
+            "unusual",
+            f"at least {DEGENERATE_SPARSITY:.0%} of the filters are sparse; not for 1x1",
         ),
         FindingKind(
             "low_diversity",
@@ -163,6 +167,8 @@ def _of_layer(
 
 def _of_values(rows: LayerRows, quality: LayerQuality, i: int) -> Iterator[tuple[str, _Hit]]:
     n, k = int(rows.n[i]), int(rows.n_coefficients[i])
+    if k < 2:  # a 1x1 "filter" is a single weight: its size says nothing of a kernel
+        return
     dead = rows.n_zero[i] / n if n else 0.0
     if dead >= DEAD_SHARE:
         detail = f"{int(rows.n_zero[i])} of {n} filters are all zero"

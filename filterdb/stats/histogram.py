@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 #: ε of the filters that ``sparse = removed`` leaves out.
 SPARSE_EPSILON = 0.01
+#: Distance from an edge, in bins, within which the edge itself is asked.
+CLOSE_TO_EDGE = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,8 +134,14 @@ def bin_index(values: FloatArray, edges: FloatArray) -> AnyArray:
         int64, 0 to bins − 1.
     """
     n_bins = len(edges) - 1
-    guess = (values - edges[0]) * (n_bins / (edges[-1] - edges[0]))
+    width = (edges[-1] - edges[0]) / n_bins
+    guess = (values - edges[0]) / width
     index = np.clip(guess, 0, n_bins - 1).astype(np.int64)
-    index -= (values < edges[index]) & (index > 0)
-    index += (values >= edges[index + 1]) & (index < n_bins - 1)
+    # Only a value this close to an edge can have been put on its wrong side by rounding.
+    reach = max(CLOSE_TO_EDGE, CLOSE_TO_EDGE**2 * float(np.abs(edges).max()) / width)
+    doubtful = np.abs(guess - np.rint(guess)) < reach
+    near, value = index[doubtful], values[doubtful]
+    near -= (value < edges[near]) & (near > 0)
+    near += (value >= edges[near + 1]) & (near < n_bins - 1)
+    index[doubtful] = near
     return np.asarray(index)

@@ -11,7 +11,7 @@ import pytest
 from scipy import linalg, stats
 from scipy.spatial import distance
 
-from filterdb.analysis import shift
+from filterdb.analysis import shift, shift_groups
 from filterdb.analysis.config import AnalysisConfig
 from filterdb.errors import AnalysisError
 from filterdb.store.schema import HISTOGRAMS, RESULTS
@@ -25,6 +25,13 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     return make_store(tmp_path_factory.mktemp("shift"), n_models=12)
+
+
+@pytest.fixture(autouse=True)
+def small_groups_count(request, monkeypatch):
+    """The store of these tests is small: let a hundred filters do."""
+    if "few_filters" not in request.node.name:
+        monkeypatch.setattr(shift_groups, "MIN_FILTERS", 100)
 
 
 def run(store, config, tasks=None):
@@ -219,6 +226,14 @@ def test_uncertainty_is_stated_or_its_absence_explained(store):
     decile = picked(results, "depth_decile", "drift", "1", "2")
     assert decile["p_value"] is not None
     assert (decile["n_models"], decile["n_models_b"]) == (12, 12)
+
+
+def test_few_filters_are_said_and_not_tested(store):
+    results, _ = run(store, AnalysisConfig(by=("depth_decile",), draws=5))
+    row = picked(results, "depth_decile", "drift", "2", "*")
+    assert row["null_reason"] == "no interval, not tested: 192 filters in 2, 1,000 needed"
+    assert row["low"] is row["p_value"] is row["q_value"] is None
+    assert row["value"] > row["noise_floor"] > 0
 
 
 def test_halves_of_a_group_show_the_noise(store):
