@@ -69,7 +69,7 @@ _EMBEDDING = re.compile(
 )
 _NOT_A_KERNEL = re.compile(
     r"(^|[._/])(blur\w*|gauss\w*|filt|sobel\w*|dct\w*|mel\w*|stft\w*|istft\w*|window\w*|experts?|"
-    r"mean|std|anchors?\w*|grid\w*|masks?|layer_?scale\w*|gammas?|ls\d?)(?=$|[._/])",
+    r"layer_?scale\w*|gammas?|ls\d?)(?=$|[._/])",
     re.I,
 )
 _ATTENTION = re.compile(r"(^|[._/])(query|key|value|qkv|attention|attn\w*)(?=$|[._/])", re.I)
