@@ -11,7 +11,8 @@ from filterdb.errors import UnsupportedFormatError
 from filterdb.sources.formats.pickle_machine import MAX_NAME_BYTES, Machine, small
 from filterdb.sources.formats.pickle_values import Global, PersistentId, Record, Table
 
-MAX_INTEGER_BYTES = 4096
+#: Below what Python turns into text without complaint, so that every message can be written.
+MAX_INTEGER_BYTES = 1024
 STOP = ord(".")
 
 _U1, _U2, _U4, _U8 = (struct.Struct(f) for f in ("<B", "<H", "<I", "<Q"))

@@ -126,7 +126,8 @@ def _entry(label: str, name: str, entry: Any) -> tuple[str, Shape, int, int]:
     dtype = entry.get("dtype")
     shape, offsets = _counts(entry.get("shape")), _counts(entry.get("data_offsets"))
     if not isinstance(dtype, str) or dtype not in _TYPES | _OTHER_TYPES:
-        raise MalformedFileError(f"{where} has the unknown type {str(dtype)[:40]!r}")
+        shown = dtype[:40] if isinstance(dtype, str) else type(dtype).__name__
+        raise MalformedFileError(f"{where} has the unknown type {shown!r}")
     if shape is None or offsets is None or len(offsets) != 2:
         raise MalformedFileError(f"{where} lacks a shape or two offsets")
     count = check_shape(shape, what=where)
@@ -200,8 +201,9 @@ def _node(label: str, module: dict[str, Any], shapes: Mapping[str, Shape]) -> No
         if tensor is None:
             continue
         if not isinstance(tensor, str) or tensor not in shapes:
+            shown = tensor[:200] if isinstance(tensor, str) else type(tensor).__name__
             raise MalformedFileError(
-                f"{label}: module {name[:200]!r} names the tensor {str(tensor)[:200]!r} as its "
+                f"{label}: module {name[:200]!r} names the tensor {shown!r} as its "
                 f"{role}; there is no such tensor"
             )
         tensors[leaf] = (tensor, shapes[tensor])

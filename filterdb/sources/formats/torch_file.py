@@ -17,7 +17,7 @@ from filterdb.sources.formats.base import FormatReader, ModelFile
 from filterdb.sources.formats.file_view import map_file
 from filterdb.sources.formats.pickle_reader import Unpickled, read_pickle
 from filterdb.sources.formats.stored_array import FileBytes, StoredBytes
-from filterdb.sources.formats.torch_groups import collect
+from filterdb.sources.formats.torch_groups import collect, mark_flat_copies
 from filterdb.sources.formats.torch_parts import Found, Part, join
 from filterdb.sources.formats.torch_tensors import StorageRef, TensorTable, storage_ref
 from filterdb.sources.formats.torch_walk import Walker
@@ -223,6 +223,7 @@ def _notes(pickle: Unpickled, container: str) -> tuple[str, ...]:
 
 
 def _model(part: Part, notes: tuple[str, ...]) -> RawModel:
+    part = mark_flat_copies(part)
     names: dict[str, int] = {}
     tensors: list[Tensor] = []
     for found in part.tensors:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,8 @@ from filterdb.sources.formats.pickle_values import Record, Table
 from filterdb.sources.formats.torch_parts import Part, is_module, is_optimizer, is_scripted, join
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
     from filterdb.sources.formats.torch_walk import Walker
 
 _EMA = re.compile(r"(^|[_.-])(ema|averaged|avg|swa)(?=[_.-]|$)", re.I)
@@ -21,6 +22,8 @@ _WRAPPERS = frozenset(
     | {"params", "parameters", "module", "state", "checkpoint", "ckpt", "learner"}
 )
 _WRAPPER_DEPTH = 8
+#: Checkpoints have a handful of parts; comparing all pairs of many would take long.
+_MAX_PARTS = 100
 
 
 def collect(walker: Walker, root: Any, depth: int = 0) -> Part:
@@ -52,31 +55,77 @@ def collect(walker: Walker, root: Any, depth: int = 0) -> Part:
         if is_optimizer(label, child):
             part = _marked(part, "optimizer_state", label)
         parts[label] = part
-    _choose_copies(parts)
+    _choose_copies({label: part for label, part in parts.items() if label not in direct}, parts)
     taken = [
         label
         for label, part in parts.items()
         if _is_wrapper(label) and label not in direct and any(f.skip is None for f in part.tensors)
     ]
-    result = Part()
-    names: set[str] = set()
     if len(taken) > 1:
         taken = [label for label in taken if _kernels(parts[label])] or taken
-    if len(taken) == 1:
-        names = {found.name for found in parts[taken[0]].tensors}
+    wrapped_bytes = sum(_nbytes(parts[label]) for label in taken)
+    if wrapped_bytes > sum(_nbytes(parts[label]) for label in direct):
+        for label in direct:
+            parts[label] = _marked(parts[label], "buffer", "beside the state dict")
+    return _joined(parts, taken[0] if len(taken) == 1 else None)
+
+
+def _joined(parts: Mapping[str, Part], network: str | None) -> Part:
+    """Put the parts behind one another, below their keys; that of the `network` is dropped."""
+    result = Part()
+    names = {found.name for found in parts[network].tensors} if network else set()
     for label, part in parts.items():
-        if taken and label in direct:
-            part = _marked(part, "buffer", "beside the state dict")
-        plain = [label] == taken and not any(
-            join(other, found.name) in names
-            for other, rest in parts.items()
-            if other != label
-            for found in rest.tensors
-        )
-        part = part if plain else part.below(label)
-        result.tensors += part.tensors
-        result.nodes += part.nodes
+        if label != network and any(join(label, f.name) in names for f in part.tensors):
+            network = None
+    for label, part in parts.items():
+        named = part if label == network else part.below(label)
+        result.tensors += named.tensors
+        result.nodes += named.nodes
     return result
+
+
+def mark_flat_copies(part: Part) -> Part:
+    """Where one state dict holds a network and its moving average side by side, mark one of them.
+
+    Parameters
+    ----------
+    part
+        All of a checkpoint's tensors.
+
+    Returns
+    -------
+    Part
+        The same, with the tensors under ``model.`` marked where ``ema_model.`` holds the same
+        names, or those under ``model_ema.`` where they are the same but for missing dots.
+    """
+    groups: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
+    for found in part.tensors:
+        label, _, rest = found.name.partition(".")
+        if rest and found.skip is None and len(found.spec.shape) > 1:
+            groups.setdefault(label, []).append((rest.removeprefix("module."), found.spec.shape))
+    copies = [label for label in groups if _EMA.search(label)]
+    if not copies or len(groups) > _MAX_PARTS:
+        return part
+    marked: dict[str, str] = {}
+    for copy in copies:
+        for raw in groups.keys() - set(copies):
+            if set(groups[raw]) <= set(groups[copy]):
+                marked[raw] = f"{copy!r} is taken instead"
+            elif _without_dots(groups[raw]) <= _without_dots(groups[copy]):
+                marked[copy] = f"copy of {raw!r} under names without dots"
+    tensors = [
+        replace(found, skip=("ema_copy", marked[label]))
+        if (label := found.name.partition(".")[0]) in marked and found.skip is None
+        else found
+        for found in part.tensors
+    ]
+    left_out = {found.name for found in tensors if found.skip and found.skip[0] == "ema_copy"}
+    nodes = [node for node in part.nodes if left_out.isdisjoint(node.weights.values())]
+    return Part(tensors, nodes)
+
+
+def _without_dots(kernels: Iterable[tuple[str, tuple[int, ...]]]) -> set[tuple[str, Any]]:
+    return {(name.replace(".", ""), shape) for name, shape in kernels}
 
 
 def _is_mapping(walker: Walker, value: Any) -> bool:
@@ -102,24 +151,31 @@ def _marked(part: Part, reason: Any, detail: str) -> Part:
     return Part(marked, [])
 
 
-def _choose_copies(parts: dict[str, Part]) -> None:
+def _choose_copies(candidates: Mapping[str, Part], parts: dict[str, Part]) -> None:
     """Where a network and its moving average are both there, mark the one not taken."""
-    for label in list(parts):
-        if _EMA.search(label) is None or not _kernels(parts[label]):
-            continue
-        raw_label = _EMA.sub("", label).strip("_.-").lower()
-        for other in list(parts):
-            low = other.lower()
-            if other == label or _EMA.search(other) is not None or not _kernels(parts[other]):
+    kernels = {label: _kernels(part) for label, part in candidates.items()}
+    kernels = {label: found for label, found in kernels.items() if found}
+    copies = [label for label in kernels if _EMA.search(label)]
+    if len(kernels) > _MAX_PARTS:
+        return
+    for copy in copies:
+        raw_label = _EMA.sub("", copy).strip("_.-").lower()
+        for raw in kernels.keys() - set(copies):
+            if raw.lower() != raw_label and (raw_label or not _is_wrapper(raw)):
                 continue
-            if low != raw_label and not (_is_wrapper(other) and not raw_label):
-                continue
-            raw, copy = _kernels(parts[other]), _kernels(parts[label])
-            if set(raw) <= set(copy):
-                parts[other] = _marked(parts[other], "ema_copy", f"{label!r} is taken instead")
-            elif sorted(shape for _, shape in raw) == sorted(shape for _, shape in copy):
+            if set(kernels[raw]) <= set(kernels[copy]):
+                parts[raw] = _marked(parts[raw], "ema_copy", f"{copy!r} is taken instead")
+            elif _shapes(kernels[raw]) == _shapes(kernels[copy]):
                 # The same tensors without their names (torch_ema's list): the names count more.
-                parts[label] = _marked(parts[label], "ema_copy", f"nameless copy of {other!r}")
+                parts[copy] = _marked(parts[copy], "ema_copy", f"nameless copy of {raw!r}")
+
+
+def _shapes(kernels: Iterable[tuple[str, tuple[int, ...]]]) -> list[tuple[int, ...]]:
+    return sorted(shape for _, shape in kernels)
+
+
+def _nbytes(part: Part) -> int:
+    return sum(found.spec.nbytes for found in part.tensors if found.skip is None)
 
 
 def _kernels(part: Part) -> Sequence[tuple[str, tuple[int, ...]]]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from filterdb.types import Shape
 
 #: Modules in modules in lists …; real models stay below 30.
-MAX_NESTING = 200
+MAX_NESTING = 100
 _SKIP_ATTRIBUTES = frozenset(("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"))
 _ATTRIBUTE: Skip = ("buffer", "an attribute of a module, not in its state dict")
 _NOT_PERSISTENT: Skip = ("buffer", "registered as not persistent")

@@ -304,6 +304,50 @@ def test_an_ema_of_something_else_displaces_nothing(tmp_path: Path) -> None:
     assert {t.skip[0] for t in model.tensors if t.skip} == {"ema_copy"}
 
 
+def test_ema_copies_inside_one_state_dict(tmp_path: Path) -> None:
+    def under(prefix: str, seed: int) -> dict[str, Any]:
+        return {f"{prefix}.{name}": value for name, value in small(seed).items()}
+
+    model = read(save({"state_dict": under("net", 1) | under("ema_net", 2)}, tmp_path / "m.pt"))
+    assert names(model) == ["ema_net.conv.weight", "ema_net.conv.bias"]
+    assert [t.skip for t in model.tensors if t.skip] == [
+        ("ema_copy", "'ema_net' is taken instead")
+    ] * 2
+    # LitEma drops the dots, and with them what the tensors are.
+    dotless = {"model_ema." + n.replace(".", ""): v for n, v in small(2).items()}
+    model = read(save({"state_dict": under("model", 1) | dotless}, tmp_path / "m.pt"))
+    assert names(model) == ["model.conv.weight", "model.conv.bias"]
+    # Different networks under such a name displace nothing.
+    model = read(save(under("net", 1) | {"ema.weight": torch.ones(3, 3)}, tmp_path / "m.pt"))
+    assert not any(t.skip for t in model.tensors)
+
+
+def test_little_beside_much_is_no_network(tmp_path: Path) -> None:
+    extra = {"state": {"example": torch.ones(2, 2)}}
+    model = read(save({**small(1), **extra}, tmp_path / "m.pt"))
+    assert not any(t.skip for t in model.tensors)
+    model = read(save({"state_dict": small(1), "example": torch.ones(1, 3)}, tmp_path / "m.pt"))
+    assert {t.name: t.skip for t in model.tensors if t.skip} == {
+        "example": ("buffer", "beside the state dict")
+    }
+
+
+def test_subclasses_and_parameters_with_attributes(tmp_path: Path) -> None:
+    class Marked(torch.Tensor):
+        pass
+
+    globals()["Marked"] = Marked
+    Marked.__qualname__ = "Marked"
+    parameter = torch.nn.Parameter(torch.ones(2))
+    parameter.note = "kept"
+    value = {"subclass": torch.arange(3.0).as_subclass(Marked), "noted": parameter}
+    value["buffer"] = torch.nn.Buffer(torch.zeros(1))
+    model = read(save(value, tmp_path / "m.pt"))
+    assert {t.name: t.load().tolist() for t in model.tensors} == {
+        "subclass": [0, 1, 2], "noted": [1, 1], "buffer": [0],
+    }  # fmt: skip
+
+
 def test_a_tensor_alone_and_tensors_in_lists(tmp_path: Path) -> None:
     assert names(read(save(torch.ones(2), tmp_path / "m.pt"))) == ["tensor"]
     assert names(read(save([torch.ones(2), {"a": torch.ones(1)}], tmp_path / "m.pt"))) == [
