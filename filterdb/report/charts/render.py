@@ -205,9 +205,11 @@ def _one_tab_stop(svg: str) -> str:
 def _name_root(svg: str, slug: str) -> str:
     def root(match: re.Match[str]) -> str:
         attributes = re.sub(r' (class|version|xmlns:xlink|role|style)="[^"]*"', "", match[1])
+        width = re.search(r' width="(\d+)', attributes)
         return (
             f'<svg class="chart" role="graphics-document document" '
-            f'aria-labelledby="{slug}-title {slug}-caption"{attributes}>'
+            f'aria-labelledby="{slug}-title {slug}-caption" '
+            f'style="--w:{width[1] if width else 600}px"{attributes}>'
         )
 
     return re.sub(r"<svg((?: [^>]*)?)>", root, svg, count=1)

@@ -14,6 +14,7 @@ from filterdb.report.numbers import plural
 from filterdb.report.tables import SPARK_POINTS, spark_bytes
 
 
+_SHORT = {"Orthogonality": "Orthog."}
 #: Columns seen without scrolling sideways.
 _MODELS_FIRST = ("name", "task", "visual_category", "layers", "filters", "sparsity_median",
                  "entropy_norm_median", "orthogonality_median", "sparsity_depth",
@@ -76,7 +77,7 @@ def models_grid(corpus: Corpus) -> Grid:
         GridColumn("filters", "Filters", "integer", models["n_filters"].tolist(),
                    "models.n_filters", "kernel slices, shared weights once", 5.2),
         *(
-            GridColumn(f"{name}_median", f"{label}, median", "decimal",
+            GridColumn(f"{name}_median", f"{_SHORT.get(label, label)}, median", "decimal",
                        _some(medians[name].reindex(ids)), _median_sql(name),
                        f"median {label.lower()} of its layers, raw weights, four decimals", 5)
             for name, label in METRICS.items()
