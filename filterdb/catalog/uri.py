@@ -189,8 +189,8 @@ def format_uri(uri: SourceUri) -> str:
     return f"{uri.scheme}:{body}{'?' if query else ''}{query}{members}"
 
 
-def looks_like_uri(text: str) -> bool:
-    """Tell a source URI from a bare path, by its scheme alone.
+def has_scheme(text: str) -> bool:
+    """Tell a source URI from a bare path, by its beginning alone.
 
     Parameters
     ----------
@@ -200,16 +200,9 @@ def looks_like_uri(text: str) -> bool:
     Returns
     -------
     bool
-        True where it starts with a scheme that exists.
+        True where it starts with what may be a scheme, known or not.
     """
-    match = _SCHEME.fullmatch(text)
-    if match is None:
-        return False
-    try:
-        check_scheme(match[1].lower())
-    except UnknownNameError:
-        return False
-    return True
+    return _SCHEME.fullmatch(text) is not None
 
 
 def check_scheme(scheme: str) -> None:

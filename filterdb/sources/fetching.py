@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filterdb.catalog.uri import SourceUri, check_member, looks_like_uri, parse_uri
+from filterdb.catalog.uri import SourceUri, check_member, has_scheme, parse_uri
 from filterdb.errors import (
     MissingCompanionError,
     SourceError,
@@ -183,8 +183,13 @@ def parse_location(text: str | Path) -> SourceUri:
     -------
     SourceUri
         A path becomes a ``file:`` URI; ``archive.zip!/member`` enters the archive.
+
+    Raises
+    ------
+    UsageError
+        For what is neither a path that exists nor a source URI, though it begins like one.
     """
-    if isinstance(text, Path) or not looks_like_uri(text) or Path(text).exists():
+    if isinstance(text, Path) or not has_scheme(text) or Path(text).exists():
         path = str(text)
         if "!/" in path and not Path(path).exists():
             outer, *members = path.split("!/")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from filterdb.catalog.uri import SourceUri, format_uri, looks_like_uri, parse_uri
+from filterdb.catalog.uri import SourceUri, format_uri, has_scheme, parse_uri
 from filterdb.errors import UnknownNameError, UsageError
 
 SHA = "0123456789abcdef" * 4
@@ -190,8 +190,8 @@ def test_unknown_schemes_and_parameters_name_the_nearest() -> None:
 
 
 def test_paths_are_told_from_uris() -> None:
-    assert looks_like_uri("pypi:a==1")
-    assert looks_like_uri("gs://bucket/x")
-    assert not looks_like_uri("dir/model.pt")
-    assert not looks_like_uri("odd:name.pt")
-    assert not looks_like_uri("C:/model.pt")
+    assert has_scheme("pypi:a==1")
+    assert has_scheme("gs://bucket/x")
+    assert not has_scheme("dir/model.pt")
+    assert has_scheme("pipy:a==1")
+    assert not has_scheme("C:/model.pt")

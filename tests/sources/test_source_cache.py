@@ -12,13 +12,16 @@ import sys
 import textwrap
 import threading
 import time
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from filterdb.errors import HashMismatchError, PipelineError, UsageError
 from filterdb.sources.cache import Cache
 from filterdb.sources.stored import Filled, Sink, Stored, file_sha256
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def digest(content: bytes) -> str:

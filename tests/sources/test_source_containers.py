@@ -11,8 +11,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, settings
@@ -26,6 +25,10 @@ from filterdb.errors import (
 )
 from filterdb.sources import containers
 from filterdb.sources.containers import container_kind, extract_member, list_members
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
 
 FILES = {
     "pkg/a.pt": random.Random(1).randbytes(3000),
