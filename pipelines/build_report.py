@@ -5,11 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from filterdb.errors import StoreExistsError
 from pipelines.console import Console, format_bytes, format_seconds, plural
-
-#: A folder with this file in it was written by us and may be replaced.
-MARK = "report.json"
 
 
 def run(
@@ -34,24 +30,16 @@ def run(
     -------
     int
         0.
-
-    Raises
-    ------
-    StoreExistsError
-        `out` holds something that is no report.
     """
     from filterdb.report.build import build_report
     from filterdb.store import open_store
 
     started = time.monotonic()
     store = open_store(store_path)
-    if out.is_dir() and any(out.iterdir()) and not (out / MARK).exists() and not force:
-        raise StoreExistsError(
-            f"{out} is not empty and no report of filterdb",
-            tip="give another folder, or --force to replace what is there",
-        )
     with console.progress() as progress:
-        summary = build_report(store, out, model_pages=model_pages, progress=progress)
+        summary = build_report(
+            store, out, model_pages=model_pages, force=force, progress=progress
+        )
     if summary.up_to_date:
         console.say(f"{out} is up to date")
     else:
@@ -59,5 +47,5 @@ def run(
             f"report of {plural(summary.n_models, 'model')}: {plural(summary.n_files, 'file')}, "
             f"{format_bytes(summary.n_bytes)} in {format_seconds(time.monotonic() - started)}"
         )
-    console.say(f"open {summary.index}")
+    console.say(f"open {summary.path}")
     return 0
