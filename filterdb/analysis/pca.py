@@ -19,10 +19,12 @@ from filterdb.analysis.population import (
     kernels_of,
     units,
 )
-from filterdb.errors import AnalysisError
+from filterdb.errors import AnalysisError, UnknownNameError
 from filterdb.metrics.entropy import NO_VARIANCE
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from filterdb.store import Store
     from filterdb.types import FloatArray
 
@@ -129,11 +131,34 @@ def _kernels(layers: Any, config: AnalysisConfig) -> list[str]:
             for kernel, n in known.items()
             if n >= FILTERS_PER_COEFFICIENT * _size(kernel) or kernel == MAIN_KERNEL
         ]
-    for kernel in config.kernels:
+    return kernels_asked_for(layers, config.kernels)
+
+
+def kernels_asked_for(layers: Any, wanted: Sequence[str]) -> list[str]:
+    """Check that the store has filters of these kernels.
+
+    Parameters
+    ----------
+    layers
+        Arrow table.
+    wanted
+        "3x3", "7x7".
+
+    Returns
+    -------
+    list of str
+        The same.
+
+    Raises
+    ------
+    UnknownNameError
+        For a kernel of which no filter counts; 1x1 kernels have no shape.
+    """
+    known = kernels_of(layers)
+    for kernel in wanted:
         if kernel not in known:
-            listed = ", ".join(known) or "none"
-            raise AnalysisError(f"no layer with kernel {kernel}", tip=f"kernels: {listed}")
-    return list(config.kernels)
+            raise UnknownNameError("kernel", kernel, known, where="layers")
+    return list(wanted)
 
 
 def _size(kernel: str) -> int:

@@ -106,11 +106,13 @@ def quality_tables(layers: Any, states: Any) -> tuple[Any, Any]:
         If a state belongs to no layer.
     """
     import pyarrow as pa
+    from threadpoolctl import threadpool_limits
 
     from filterdb.store.schema import FINDINGS, QUALITY
 
     rows = layer_rows(layers, states)
-    by_treatment = {sparse: layer_quality(rows, states, sparse) for sparse in TREATMENTS}
+    with threadpool_limits(1):
+        by_treatment = {sparse: layer_quality(rows, states, sparse) for sparse in TREATMENTS}
     found = findings_module.find(rows, by_treatment["kept"])
     names: dict[tuple[str, str], list[str]] = {}
     for finding in found:

@@ -68,13 +68,16 @@ def reference_bases(store: Store, config: AnalysisConfig) -> dict[str, Basis]:
     dict
         Kernel to basis; empty where the store has no filter of these kernels.
     """
+    from threadpoolctl import threadpool_limits
+
     layers, states = store.layers.arrow, store.layer_states.arrow
     fingerprint = config.fingerprint(pca.NAME, pca.VERSION, store.fingerprint)
     bases = {}
-    for kernel in _kernels(layers, config):
-        of_kernel = kernel_states(layers, states, kernel, config)
-        if of_kernel.n.sum() > 1:
-            bases[kernel] = pca.basis_of(of_kernel, config, fingerprint)
+    with threadpool_limits(1):
+        for kernel in _kernels(layers, config):
+            of_kernel = kernel_states(layers, states, kernel, config)
+            if of_kernel.n.sum() > 1:
+                bases[kernel] = pca.basis_of(of_kernel, config, fingerprint)
     return bases
 
 
@@ -275,9 +278,9 @@ def counted(
 
 
 def _kernels(layers: Any, config: AnalysisConfig) -> list[str]:
-    known = kernels_of(layers)
-    wanted = (pca.MAIN_KERNEL,) if config.kernels is None else config.kernels
-    return [kernel for kernel in wanted if kernel in known]
+    if config.kernels is not None:
+        return pca.kernels_asked_for(layers, config.kernels)
+    return [pca.MAIN_KERNEL] if pca.MAIN_KERNEL in kernels_of(layers) else []
 
 
 def _parts(

@@ -128,7 +128,7 @@ def test_too_few_models_or_filters_are_said(tmp_path):
     assert not any(
         b["kernel"] == few[0]["kernel"] and b["axis"] == "model_id" for b in bases.to_pylist()
     )
-    with pytest.raises(AnalysisError, match="11x11"):
+    with pytest.raises(UnknownNameError, match="11x11"):
         pca.analyse(store, AnalysisConfig(kernels=("11x11",)))
 
 

@@ -13,7 +13,7 @@ from scipy.spatial import distance
 
 from filterdb.analysis import shift, shift_groups
 from filterdb.analysis.config import AnalysisConfig
-from filterdb.errors import AnalysisError
+from filterdb.errors import AnalysisError, UnknownNameError
 from filterdb.store.schema import HISTOGRAMS, RESULTS
 from filterdb.testing import make_store
 from filterdb.work import observe
@@ -268,6 +268,11 @@ def test_other_kernels_on_request(store):
     results, histograms = run(store, config)
     assert set(results["kernel"].to_pylist()) == {"7x7", "5x5"}
     assert max(histograms["component"].to_pylist()) == 49
+
+
+def test_a_kernel_that_is_not_there_is_named(store):
+    with pytest.raises(UnknownNameError, match="no kernel '1x1'"):
+        shift.scan_tasks(store, AnalysisConfig(kernels=("1x1",)))
 
 
 def test_a_store_without_3x3_has_no_tasks_and_empty_tables(store):
