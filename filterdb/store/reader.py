@@ -336,12 +336,18 @@ class Store:
         dict
             Kernel to filters, most first.
         """
-        table = self.layers.select(["kernel", "n_filters", "shard", "shared_with"])
+        return dict(self._kernel_counts.most_common())
+
+    @cached_property
+    def _kernel_counts(self) -> Counter[str]:
+        columns = (
+            self.layers[c].to_pylist() for c in ("kernel", "n_filters", "shard", "shared_with")
+        )
         counts: Counter[str] = Counter()
-        for row in table.to_pylist():
-            if row["shard"] is not None and row["shared_with"] is None:
-                counts[row["kernel"]] += row["n_filters"]
-        return dict(counts.most_common())
+        for kernel, n_filters, shard, shared_with in zip(*columns, strict=True):
+            if shard is not None and shared_with is None:
+                counts[kernel] += n_filters
+        return counts
 
     def _refuse_kernel(self, kernel: str, known: dict[str, int]) -> None:
         listed = ", ".join(f"{k} ({n:,})" for k, n in known.items()) or "none"

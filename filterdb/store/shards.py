@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 SHARD_FORMAT = "filterdb-shard"
 SHARD_VERSION = 1
+_PLACED_BY = ("layer_uid", "dataset", "n_filters", "shared_with")
 
 
 @dataclass(frozen=True)
@@ -102,19 +103,25 @@ def place_layers(tables: Sequence[pa.Table], number: int) -> list[pa.Table]:
     ends: dict[str, int] = {}
     placed = []
     for table in tables:
-        rows = table.to_pylist()
-        by_uid: dict[str, dict[str, Any]] = {r["layer_uid"]: r for r in rows}
-        for row in rows:
-            if row["dataset"] is None or row["shared_with"] is not None:
-                continue
-            start = ends.get(row["dataset"], 0)
-            ends[row["dataset"]] = start + row["n_filters"]
-            row.update(shard=number, start=start, stop=start + row["n_filters"])
-        for row in rows:
-            if row["dataset"] is not None and row["shared_with"] is not None:
-                owner = by_uid[row["shared_with"]]  # staging has checked that it is there
-                row.update({c: owner[c] for c in ("shard", "dataset", "start", "stop")})
-        placed.append(pa.Table.from_pylist(rows, schema=LAYERS.arrow))
+        columns = (table.column(c).to_pylist() for c in _PLACED_BY)
+        places: dict[str, tuple[int | None, int | None, int | None]] = {}
+        shared: dict[str, str] = {}
+        for uid, dataset, n_filters, shared_with in zip(*columns, strict=True):
+            places[uid] = (None, None, None)
+            if dataset is not None and shared_with is not None:
+                shared[uid] = shared_with
+            elif dataset is not None:
+                start = ends.get(dataset, 0)
+                ends[dataset] = start + n_filters
+                places[uid] = (number, start, start + n_filters)
+        for uid, owner in shared.items():  # staging has checked that the owner is there
+            places[uid] = places[owner]
+        for i, name in enumerate(("shard", "start", "stop")):
+            index = table.column_names.index(name)
+            field = LAYERS.arrow.field(name)
+            values = pa.array([place[i] for place in places.values()], field.type)
+            table = table.set_column(index, field, values)
+        placed.append(table)
     return placed
 
 
@@ -195,10 +202,11 @@ def _count_rows(stages: Sequence[Stage]) -> dict[str, int]:
     """Rows per data set, data sets in order of name."""
     counts: dict[str, int] = {}
     for stage in stages:
-        table = stage.table("layers").select(["dataset", "shared_with", "n_filters"])
-        for row in table.to_pylist():
-            if row["dataset"] is not None and row["shared_with"] is None:
-                counts[row["dataset"]] = counts.get(row["dataset"], 0) + row["n_filters"]
+        table = stage.table("layers")
+        columns = (table.column(c).to_pylist() for c in ("dataset", "shared_with", "n_filters"))
+        for dataset, shared_with, n_filters in zip(*columns, strict=True):
+            if dataset is not None and shared_with is None:
+                counts[dataset] = counts.get(dataset, 0) + n_filters
     return dict(sorted((k, n) for k, n in counts.items() if n))
 
 

@@ -79,6 +79,22 @@ def test_a_retry_counts_attempts_and_gets_a_new_shard(tmp_path: Path) -> None:
     assert verify(store.path) == []
 
 
+def test_a_model_without_convolutions_is_a_row(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with locked(path):
+        create(path)
+        plan = next_plan(path, ENTRIES[:2], retry=False)
+        stage_model(path, ENTRIES[0].id, make_model(ENTRIES[0], specs=()))
+        stage_model(path, ENTRIES[1].id, make_model(ENTRIES[1]))
+        shard = assemble_shard(path, 0, plan.members(0))
+        assert shard is not None
+        commit(path, tables=collect_tables(path, plan), shards=[shard], plan=plan)
+    store = open_store(path)
+    assert store.models["status"].to_pylist() == ["no_convolutions", "ok"]
+    assert set(store.layers["model_id"].to_pylist()) == {ENTRIES[1].id}
+    assert verify(path) == []
+
+
 def test_duplicates_name_the_first_layer_of_an_earlier_model(tmp_path: Path) -> None:
     store = extract_entries(tmp_path / "s", ENTRIES[:2])
     marked = {r["layer_uid"]: r["duplicate_of"] for r in store.layers.to_pylist()}
