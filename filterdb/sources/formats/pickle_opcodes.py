@@ -205,7 +205,7 @@ def _op_frame(m: Machine) -> None:
 
 
 def _op_protocol(m: Machine) -> None:
-    version = m.number(_U1)
+    version = m.take(1)[0]
     if version > 5:
         raise UnsupportedFormatError(f"{m.where}: pickle protocol {version}; 0 to 5 are read")
 
@@ -237,7 +237,7 @@ HANDLERS: dict[int, _Handler] = {
         "G": lambda m: m.push(_F8.unpack(m.take(8))[0]),
         "I": _op_int,
         "J": lambda m: m.push(m.number(_I4)),
-        "K": lambda m: m.push(m.number(_U1)),
+        "K": lambda m: m.push(m.take(1)[0]),
         "M": lambda m: m.push(m.number(_U2)),
         "L": _op_long,
         "\x8a": lambda m: _op_long_bytes(m, _U1),
@@ -250,13 +250,13 @@ HANDLERS: dict[int, _Handler] = {
         "R": _op_reduce,
         "S": _op_string,
         "T": lambda m: m.push(_legacy_string(m.take(max(m.number(_I4), 0)))),
-        "U": lambda m: m.push(_legacy_string(m.take(m.number(_U1)))),
+        "U": lambda m: m.push(_legacy_string(m.take(m.take(1)[0]))),
         "V": _op_unicode,
         "X": lambda m: m.push(m.text(m.number(_U4))),
-        "\x8c": lambda m: m.push(m.text(m.number(_U1))),
+        "\x8c": lambda m: m.push(m.text(m.take(1)[0])),
         "\x8d": lambda m: m.push(m.text(m.number(_U8))),
         "B": lambda m: m.push(m.take(m.number(_U4))),
-        "C": lambda m: m.push(m.take(m.number(_U1))),
+        "C": lambda m: m.push(m.take(m.take(1)[0])),
         "\x8e": lambda m: m.push(m.take(m.number(_U8))),
         "\x96": lambda m: m.push(m.take(m.number(_U8))),
         "a": _op_append,
@@ -267,10 +267,10 @@ HANDLERS: dict[int, _Handler] = {
         "d": _op_dict,
         "}": lambda m: m.push(Table()),
         "g": lambda m: _op_get(m, _decimal(m, m.line())),
-        "h": lambda m: _op_get(m, m.number(_U1)),
+        "h": lambda m: _op_get(m, m.take(1)[0]),
         "j": lambda m: _op_get(m, m.number(_U4)),
         "p": lambda m: _op_put(m, _decimal(m, m.line())),
-        "q": lambda m: _op_put(m, m.number(_U1)),
+        "q": lambda m: _op_put(m, m.take(1)[0]),
         "r": lambda m: _op_put(m, m.number(_U4)),
         "\x94": lambda m: _op_put(m, len(m.memo)),
         "i": _op_instance,

@@ -98,15 +98,19 @@ def read_pickle(
 
 def _run(machine: Machine) -> None:
     """Interpret opcodes until STOP."""
-    while True:
-        code = machine.take(1)[0]
-        machine.n_opcodes += 1
-        if machine.n_opcodes > MAX_OPCODES:
-            machine.unsafe(f"has more than {MAX_OPCODES:,} opcodes")
+    data, end = machine.data, machine.end
+    for count in range(1, MAX_OPCODES + 1):
+        position = machine.position
+        if position >= end:
+            machine.malformed("ends early, without the opcode that should end it")
+        code = data[position]
+        machine.position = position + 1
         if code == STOP:
+            machine.n_opcodes = count
             machine.result = machine.pop()
             return
         handler = HANDLERS.get(code)
         if handler is None:
             machine.malformed(f"has no opcode 0x{code:02x}", back=1)
         handler(machine)
+    machine.unsafe(f"has more than {MAX_OPCODES:,} opcodes")
