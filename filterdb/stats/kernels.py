@@ -157,8 +157,27 @@ def filter_sums(filters: AnyArray, *, divisors: FloatArray | None, scatter: bool
             block /= divisors[start:stop]
         total += block.sum(axis=1)
         if products is not None:
-            products += block @ block.T
+            products += row_products(block, block)
     return FilterSums(total, products)
+
+
+def row_products(first: FloatArray, second: FloatArray) -> FloatArray:
+    """Multiply the rows of two matrices with one another.
+
+    Parameters
+    ----------
+    first, second
+        (m, n).
+
+    Returns
+    -------
+    ndarray
+        (m, m) first @ second.T. For m = 1 without BLAS, whose dot product adds up in another order
+        with another number of threads; matrix products cut up the result, not the sums.
+    """
+    if len(first) == 1:
+        return np.asarray(np.einsum("ij,kj->ik", first, second))
+    return np.asarray(first @ second.T)
 
 
 def moments(filters: AnyArray, mean: float) -> Moments:

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from filterdb.stats.kernels import row_products
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from filterdb.types import AnyArray, FloatArray, Shape
+
 
 #: Rows of one block of the Gram matrix: 2,048² float64 are 32 MB.
 GRAM_ROWS = 2048
@@ -144,10 +147,10 @@ def _one_group(kernel: FloatArray, offsets: list[tuple[int, ...]]) -> float:
         first = kernel[(slice(None), slice(None), *here)].reshape(n_out, -1)
         if any(offset):
             second = kernel[(slice(None), slice(None), *there)].reshape(n_out, -1)
-            product = first @ second.T
+            product = row_products(first, second)
             total += 2.0 * float(np.einsum("ij,ij->", product, product))
         else:
-            product = first @ first.T
+            product = row_products(first, first)
             product[np.diag_indices(n_out)] -= 1.0
             total += float(np.einsum("ij,ij->", product, product))
     return total

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from threadpoolctl import threadpool_limits
 
 from filterdb.stats.state import LayerState, layer_state, unpack_scatter
 from filterdb.store.schema import LAYER_STATES
@@ -88,6 +89,18 @@ def test_memory_layout_and_threads_do_not_change_a_bit(rng):
     read_only = weights.copy()
     read_only.flags.writeable = False
     assert layer_state(weights) == layer_state(strided) == layer_state(read_only)
+
+
+@pytest.mark.parametrize(
+    "shape", [(96, 80, 3, 3), (300, 120, 1, 1), (64, 300, 1, 2), (20_000, 1, 1)]
+)
+def test_number_of_blas_threads_does_not_change_a_bit(rng, shape):
+    weights = rng.normal(size=shape).astype(np.float32)
+    states = []
+    for threads in (1, 2):
+        with threadpool_limits(threads):
+            states.append(layer_state(weights, l_orth=shape[0] < 1_000))
+    assert states[0] == states[1]
 
 
 @given(weights_1d, weights_1d)
