@@ -192,6 +192,11 @@ def test_where_torchconvquality_is_wrong(peer, rng, make_layer, make_tables):
     assert peer.orthogonality(torch.from_numpy(single)) == -np.inf
     assert quality[2]["orthogonality"] is None
     assert "fewer than two" in quality[2]["null_reason"]
+    zero_row = rng.normal(size=(4, 8, 3, 3))  # a dead channel counts there as a deviation of 1
+    zero_row[0] = 0.0
+    ours = rows_of(make_tables([make_layer("m", "z", zero_row)]))[0][0]["orthogonality"]
+    assert ours == pytest.approx(peer.orthogonality(torch.from_numpy(zero_row[1:])), abs=1e-12)
+    assert abs(peer.orthogonality(torch.from_numpy(zero_row)) - ours) > 0.01
     grouped = torch.nn.Conv2d(8, 8, 3, groups=8)  # depthwise: rows that see different inputs
     assert peer.orthogonality(grouped.weight.detach()) < 1.0
     depthwise = make_layer("m", "d", grouped.weight.detach().numpy(), groups=8)
