@@ -180,6 +180,24 @@ def row_products(first: FloatArray, second: FloatArray) -> FloatArray:
     return np.asarray(first @ second.T)
 
 
+def batched_row_products(first: FloatArray, second: FloatArray) -> FloatArray:
+    """Multiply the rows of many pairs of matrices, as :func:`row_products` does of one.
+
+    Parameters
+    ----------
+    first, second
+        (batch, m, n).
+
+    Returns
+    -------
+    ndarray
+        (batch, m, m).
+    """
+    if first.shape[1] == 1:
+        return np.asarray(np.einsum("bij,bkj->bik", first, second))
+    return np.asarray(first @ second.swapaxes(1, 2))
+
+
 def moments(filters: AnyArray, mean: float) -> Moments:
     """Sum the powers of the deviations from a mean that is known already.
 
