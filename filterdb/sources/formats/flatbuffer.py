@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 #: Elements looked at, at most: this many per byte of the file …
 _BUDGET_PER_BYTE = 4
 #: … plus a flat allowance.
-_BUDGET = 1_000_000
+_BUDGET = 100_000
 
 #: Scalars by numpy-like code.
 _SCALARS = {

@@ -201,7 +201,7 @@ def expand_sparse(values: AnyArray, sparsity: Sparsity, shape: Shape, name: str)
             following = node[parent] * level.size + place
         else:
             segments, indices = level.segments, level.indices
-            if segments.size <= int(node.max(initial=0)) + 1 or segments.min(initial=0) < 0:
+            if segments.size <= int(node.max(initial=-1)) + 1 or segments.min(initial=0) < 0:
                 raise broken
             lengths = segments[node + 1] - segments[node]
             ends = segments[node + 1]
