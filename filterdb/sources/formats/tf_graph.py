@@ -1,7 +1,8 @@
 """TensorFlow graphs (``GraphDef``) as nodes, whatever they were written in.
 
 TensorFlow.js keeps a GraphDef as JSON; a frozen graph keeps the same as protobuf. Both come here as
-:class:`~filterdb.sources.formats.tf_operations.Operation` lists plus the names of the constants the file stores.
+lists of :class:`filterdb.sources.formats.tf_operations.Operation`, plus the names of the constants
+the file stores.
 """
 
 from __future__ import annotations
@@ -346,9 +347,10 @@ def _extents(values: tuple[int, ...] | None, keep: slice) -> tuple[int, ...] | N
 def _padding(operation: Operation, keep: slice) -> tuple[int, ...] | None:
     word = operation.attributes.get("padding")
     if word == "VALID":
-        return (0,) * (keep.stop - keep.start)
+        return (0,) * int(keep.stop - keep.start)
     pairs = operation.integers("explicit_paddings") if word == "EXPLICIT" else None
     if pairs is None or len(pairs) < 2 * keep.stop or any(not 0 <= v < _MAX_EXTENT for v in pairs):
         return None
-    begin, end = list(pairs[0::2])[keep], list(pairs[1::2])[keep]
-    return (*begin,) if begin == end else (*begin, *end)
+    begin: tuple[int, ...] = pairs[0::2][keep]
+    end: tuple[int, ...] = pairs[1::2][keep]
+    return begin if begin == end else begin + end
