@@ -18,9 +18,9 @@ from filterdb.report.corpus import Corpus, load_corpus
 from filterdb.report.model import ModelPages, Report, ReportOptions, ReportSummary, Sentence
 from filterdb.report.numbers import count, plural
 from filterdb.report.sections import SECTIONS
-from filterdb.report.sections.common import Part
 
 if TYPE_CHECKING:
+    from filterdb.report.sections.common import Part
     from filterdb.store import Store
     from filterdb.types import ProgressHook
 

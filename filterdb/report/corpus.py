@@ -8,13 +8,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from filterdb.errors import IncompleteStoreError
 from filterdb.report.links import make_links
 from filterdb.store.schema import TABLES
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from filterdb.report.links import Links
     from filterdb.report.model import ReportOptions
     from filterdb.store import Store

@@ -8,13 +8,13 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from filterdb.errors import IncompleteStoreError
-from filterdb.report.model import Figure
 from filterdb.store.schema import TABLES
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from filterdb.report.corpus import Corpus
+    from filterdb.report.model import Figure
 
 #: Tables written whole; states, bases and histograms stay in the store (they are large).
 _WHOLE = ("models", "layers", "quality", "findings", "skipped", "failures", "results", "bases")

@@ -5,9 +5,8 @@ from __future__ import annotations
 import base64
 import functools
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
 
@@ -16,6 +15,9 @@ from filterdb.report.model import Grid, Report, Sentence
 from filterdb.report.numbers import NONE, short
 from filterdb.report.palette import VIK
 from filterdb.report.tables import pack_grid
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _HERE = Path(__file__).resolve().parent
 _GRID_START = (
@@ -28,8 +30,7 @@ _PAGE_START = (
     'const start = () => { figures(); sheets(); D.documentElement.dataset.ready = "1"; };\n'
 )
 _RUN = (
-    'if (D.readyState === "loading") D.addEventListener("DOMContentLoaded", start); '
-    "else start();\n"
+    'if (D.readyState === "loading") D.addEventListener("DOMContentLoaded", start); else start();\n'
 )
 
 
@@ -66,28 +67,31 @@ def _template_text(name: str) -> str:
 
 
 @functools.cache
-def style() -> str:
-    """Return the style sheet without needless white space."""
-    text = re.sub(r"/\*.*?\*/", "", _template_text("page.css"), flags=re.DOTALL)
-    return re.sub(r"\n\s*", "\n", text).strip()
-
-
-@functools.cache
-def fonts(weights: tuple[int, ...]) -> str:
-    """Return the embedded font faces.
+def style(*, is_index: bool) -> str:
+    """Return the style sheet without needless white space.
 
     Parameters
     ----------
-    weights
-        400 and 600, or 400 alone.
+    is_index
+        With the grid's rules.
 
     Returns
     -------
     str
         CSS.
     """
+    text = _template_text("page.css")
+    if not is_index:
+        text = "\n".join(line for line in text.split("\n") if not line.startswith(".fg"))
+    text = re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)
+    return re.sub(r"\n\s*", "\n", text).strip()
+
+
+@functools.cache
+def fonts() -> str:
+    """Return the embedded font faces as CSS."""
     faces = []
-    for weight in weights:
+    for weight in (400, 600):
         data = (_HERE / "fonts" / f"filterdb-sans-{weight}.woff2").read_bytes()
         faces.append(
             f'@font-face{{font-family:"Filterdb Sans";font-weight:{weight};'
@@ -150,8 +154,8 @@ def index_page(report: Report, *, store_name: str, date: str) -> str:
             report={"title": report.title, "lead": report.lead, "summary": report.summary,
                     "sentences": report.sentences, "sections": shown},
             packed={g.slug: pack_grid(g) for g in grids},
-            css=style(),
-            fonts=fonts((400, 600)),
+            css=style(is_index=True),
+            fonts=fonts(),
             script=script(is_index=True),
             store_name=store_name,
             date=date,
@@ -161,7 +165,9 @@ def index_page(report: Report, *, store_name: str, date: str) -> str:
     return text
 
 
-def model_page(context: Mapping[str, Any], *, store_name: str, previous: Any, following: Any) -> str:
+def model_page(
+    context: Mapping[str, Any], *, store_name: str, previous: Any, following: Any
+) -> str:
     """Return the page of a model.
 
     Parameters
@@ -186,8 +192,7 @@ def model_page(context: Mapping[str, Any], *, store_name: str, previous: Any, fo
             previous=previous,
             next=following,
             store_name=store_name,
-            css=style(),
-            fonts=fonts((400,)),
+            css=style(is_index=False),
             script=script(is_index=False),
             vik=VIK.tobytes().hex(),
         )

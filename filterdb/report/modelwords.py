@@ -111,7 +111,8 @@ def _findings(corpus: Corpus, model: dict[str, Any]) -> Sentence | None:
     total = int(model["n_conv_layers"])
     kinds = serious.groupby("finding")["layer_uid"].nunique()
     listed = ", ".join(
-        f"{words(str(k))} {count(kinds[k])}" for k in sorted(kinds.index, key=lambda k: (-kinds[k], k))
+        f"{words(str(k))} {count(kinds[k])}"
+        for k in sorted(kinds.index, key=lambda k: (-kinds[k], k))
     )
     text = (
         f"{count(layers)} of {plural(total, 'layer')} have a defect or are unusual: {listed}."

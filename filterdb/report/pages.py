@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import numpy as np
@@ -19,7 +18,6 @@ from filterdb.report.layerwords import (
     quality_words,
     shorten,
 )
-from filterdb.report.model import Sentence
 from filterdb.report.modelwords import model_sentences
 from filterdb.report.numbers import count, megabytes, short, words
 from filterdb.report.pictures import DRAW_ALL, DRAW_SOME, filter_sheet, pack_filters, sample_filters
@@ -29,10 +27,15 @@ from filterdb.report.sections.quality import depth_bands
 from filterdb.report.spark import bullet, depth_strip, spectrum
 from filterdb.stats.state import unpack_scatter
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from filterdb.report.model import Sentence
+
 #: A page is kept below this by drawing fewer filters a layer; how many stands under each picture.
-PAGE_BYTES = 150_000
-_FIXED_BYTES = 34_000
-_LAYER_BYTES = 1_700
+PAGE_BYTES = 125_000
+_FIXED_BYTES = 17_000
+_LAYER_BYTES = 1_650
 _COUNTS = (DRAW_ALL, DRAW_SOME, 48, 32, 24, 16, 12, 8)
 _LARGEST_DRAWN = 121
 
@@ -172,7 +175,7 @@ def _how_many(rows: Sequence[dict[str, Any]]) -> list[int]:
         ]  # fmt: skip
         # A picture takes about .8 bytes a coefficient, its numbers one and eight more a filter.
         needed = sum(
-            (280 + n * (0.8 * size + size + 8)) * 4 / 3
+            (220 + n * (0.8 * size + size + 8)) * 4 / 3
             for n, size in zip(shown, sizes, strict=True)
             if size
         )
@@ -197,6 +200,8 @@ def _layer(
     anchor = corpus.links.anchors[uid]
     shares = pages.shares.get(uid)
     drawn = _sheet(corpus, row, n_drawn) if n_drawn else None
+    metrics = [_metric(corpus, row, m, label) for m, label in METRICS.items()]
+    wheres = {t["where"] for t in metrics}
     return {
         "anchor": anchor,
         "href": quote(anchor, safe=":/-._~"),
@@ -218,7 +223,8 @@ def _layer(
             }
             for f in findings
         ],
-        "metrics": [_metric(corpus, row, m, label) for m, label in METRICS.items()],
+        "metrics": metrics,
+        "all": wheres.pop() if len(wheres) == 1 else "",
         "sheet": drawn,
         "why": "" if drawn else _why_no_picture(row),
         "spectrum": spectrum(shares) if shares is not None else "",
@@ -244,7 +250,7 @@ def _metric(corpus: Corpus, row: dict[str, Any], metric: str, label: str) -> dic
     return {
         "label": label,
         "text": text,
-        "svg": bullet(value, marks, label=f"{label} {text}. {where}"),
+        "svg": bullet(value, marks),
         "where": where,
     }
 

@@ -13,10 +13,12 @@ import numpy.typing as npt
 
 #: Levels of the signed palette; the middle one is zero.
 N_LEVELS = 63
+#: Index of the transparent gap between pictures; the first, so that one byte says which it is.
+GAP_LEVEL = 0
+#: Index of the most negative colour.
+FIRST_LEVEL = 1
 #: Index of zero.
-ZERO_LEVEL = 31
-#: Index of the transparent gap between pictures.
-GAP_LEVEL = 63
+ZERO_LEVEL = 32
 
 _VIK = (
     "001261011965021f6902266d022c71023275023879033f7e034582"
@@ -63,7 +65,7 @@ def signed_levels(values: npt.ArrayLike, limit: float) -> npt.NDArray[np.uint8]:
     Returns
     -------
     ndarray of uint8
-        0 to 62, 31 where the value is (nearly) zero, 63 where it is not finite.
+        1 to 63, 32 where the value is (nearly) zero, 0 where it is not finite.
     """
     array = np.asarray(values, dtype=np.float64)
     finite = np.isfinite(array)
@@ -71,13 +73,13 @@ def signed_levels(values: npt.ArrayLike, limit: float) -> npt.NDArray[np.uint8]:
         scaled = np.zeros_like(array)
     else:
         scaled = np.where(finite, array, 0.0) / limit
-    levels = np.rint(np.clip(scaled, -1.0, 1.0) * ZERO_LEVEL) + ZERO_LEVEL
+    levels = np.rint(np.clip(scaled, -1.0, 1.0) * (N_LEVELS // 2)) + ZERO_LEVEL
     return np.where(finite, levels, GAP_LEVEL).astype(np.uint8)
 
 
 def palette_bytes() -> bytes:
-    """Return the 64 entries as Pillow takes them: 63 colours and the (transparent) gap."""
-    return VIK.tobytes() + b"\xff\xff\xff"
+    """Return the 64 entries as Pillow takes them: the (transparent) gap and 63 colours."""
+    return b"\xff\xff\xff" + VIK.tobytes()
 
 
 def relative_luminance(colour: str) -> float:

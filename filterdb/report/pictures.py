@@ -132,7 +132,9 @@ def filter_sheet(
     columns = max(1, min(columns, n))
     rows = -(-n // columns)
     canvas = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1), GAP_LEVEL, np.uint8)
-    levels = np.where(cells == _GAP, GAP_LEVEL, signed_levels(np.where(cells == _GAP, 0, cells), limit))
+    levels = np.where(
+        cells == _GAP, GAP_LEVEL, signed_levels(np.where(cells == _GAP, 0, cells), limit)
+    )
     for index in range(n):
         top = index // columns * (height + 1)
         left = index % columns * (width + 1)
@@ -162,7 +164,7 @@ def _as_cells(array: npt.NDArray[np.float64], kernel: tuple[int, ...]) -> npt.ND
 
 
 def indexed_png(levels: npt.NDArray[np.uint8]) -> bytes:
-    """Encode palette indices as a PNG of 64 entries with a transparent last one.
+    """Encode palette indices as a PNG of 64 entries with a transparent first one.
 
     Parameters
     ----------
@@ -247,9 +249,7 @@ def fix_signs(components: npt.ArrayLike) -> npt.NDArray[np.float64]:
     return array
 
 
-def align_signs(
-    components: npt.ArrayLike, reference: npt.ArrayLike
-) -> npt.NDArray[np.float64]:
+def align_signs(components: npt.ArrayLike, reference: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """Turn each row so that it points the way of the same row of `reference`.
 
     Parameters
@@ -268,4 +268,3 @@ def align_signs(
         if float(row @ target) < -1e-12:
             row *= -1
     return array
-

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import escape
 
 from filterdb.report.numbers import short
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def _n(value: float) -> str:
     return f"{value:.1f}".rstrip("0").rstrip(".")
 
 
-def bullet(value: float | None, marks: Sequence[float] | None, *, label: str) -> str:
-    """Draw a value on the marks of its population.
+def bullet(value: float | None, marks: Sequence[float] | None) -> str:
+    """Draw a value on the marks of its population; the words stand beside it.
 
     Parameters
     ----------
@@ -23,29 +25,26 @@ def bullet(value: float | None, marks: Sequence[float] | None, *, label: str) ->
         0 to 1, or None.
     marks
         Values at 1, 25, 50, 75 and 99 %, or None where too few layers compare.
-    label
-        Spoken text.
 
     Returns
     -------
     str
-        SVG of 120 × 16.
+        SVG of 120 × 16, not spoken.
     """
-    x = [2 + 116 * min(1.0, max(0.0, m)) for m in marks] if marks else None
-    parts = ['<path d="M2 8h116" stroke="var(--line)"/>']
-    if x:
+
+    def x(v: float) -> str:
+        return _n(2 + 116 * min(1.0, max(0.0, v)))
+
+    parts = []
+    if marks:
         parts.append(
-            f'<path d="M{_n(x[0])} 8H{_n(x[4])}" stroke="var(--mark)" stroke-width="4" '
-            f'opacity=".35"/><path d="M{_n(x[1])} 8H{_n(x[3])}" stroke="var(--mark)" '
-            f'stroke-width="8" opacity=".6"/><path d="M{_n(x[2])} 3v10" stroke="currentColor"/>'
+            f'<path class="q1" d="M{x(marks[0])} 8H{x(marks[4])}"/>'
+            f'<path class="q2" d="M{x(marks[1])} 8H{x(marks[3])}"/>'
+            f'<path class="q3" d="M{x(marks[2])} 3v10"/>'
         )
     if value is not None:
-        at = 2 + 116 * min(1.0, max(0.0, value))
-        parts.append(f'<path d="M{_n(at)} 2l4 6-4 6-4-6z" fill="currentColor"/>')
-    return (
-        f'<svg viewBox="0 0 120 16" role="img" aria-label="{escape(label)}">'
-        f"{''.join(parts)}</svg>"
-    )
+        parts.append(f'<path d="M{x(value)} 2l4 6-4 6-4-6z"/>')
+    return f'<svg viewBox="0 0 120 16" aria-hidden="true">{"".join(parts)}</svg>'
 
 
 def spectrum(shares: Sequence[float]) -> str:
@@ -59,18 +58,15 @@ def spectrum(shares: Sequence[float]) -> str:
     Returns
     -------
     str
-        SVG of 120 × 16, one bar a component.
+        SVG of 120 × 16, one bar a component (at most 16).
     """
-    shown = list(shares)[:25]
+    shown = list(shares)[:16]
     step = 116 / max(9, len(shown))
-    bars = "".join(
-        f"M{_n(2 + i * step)} 16h{_n(step * 0.8)}v-{_n(max(0.4, 15 * v))}h-{_n(step * 0.8)}z"
-        for i, v in enumerate(shown)
-    )
-    spoken = ", ".join(short(100 * v, 2) for v in shown[:9])
+    bars = "".join(f"M{_n(6 + i * step)} 16v-{_n(max(0.4, 15 * v))}" for i, v in enumerate(shown))
+    spoken = " ".join(short(100 * v, 2) for v in shown[:9])
     return (
-        f'<svg viewBox="0 0 120 16" role="img" aria-label="shares of variance, per cent: {spoken}">'
-        f'<path d="{bars}" fill="var(--mark)"/></svg>'
+        f'<svg viewBox="0 0 120 16" role="img" aria-label="per cent: {spoken}">'
+        f'<path class="sp" d="{bars}"/></svg>'
     )
 
 
@@ -119,17 +115,15 @@ def depth_strip(
         if len(bands) > 1:
             ahead = "L".join(f"{x(b['depth'])} {y(b[high])}" for b in bands)
             back = "L".join(f"{x(b['depth'])} {y(b[low])}" for b in reversed(bands))
-            parts.append(
-                f'<path d="M{ahead}L{back}z" fill="var(--mark)" opacity="{opacity}"/>'
-            )
+            parts.append(f'<path d="M{ahead}L{back}z" fill="var(--mark)" opacity="{opacity}"/>')
     if len(bands) > 1:
         line = "L".join(f"{x(b['depth'])} {y(b['p50'])}" for b in bands)
         parts.append(f'<path d="M{line}" fill="none" stroke="var(--mark)" stroke-width="1.5"/>')
     for index, p in enumerate(points):
         parts.append(
-            f'<a href="{escape(p["link"])}" tabindex="{-1 if index else 0}">'
-            f'<circle cx="{x(p["depth"])}" cy="{y(p["value"])}" r="3.2" fill="currentColor" '
-            f'fill-opacity=".75" aria-label="{escape(p["speech"])}"/></a>'
+            f'<a href="{escape(p["link"])}" tabindex="{-1 if index else 0}" '
+            f'aria-label="{escape(p["speech"])}">'
+            f'<circle cx="{x(p["depth"])}" cy="{y(p["value"])}" r="3.2"/></a>'
         )
     return (
         f'<svg class="chart" viewBox="0 0 300 110" role="group" aria-label="{escape(title)} of the '

@@ -11,14 +11,16 @@ import base64
 import gzip
 import json
 import math
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from filterdb.report.model import Grid, GridColumn
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from filterdb.report.model import Grid, GridColumn
 
 #: Numbers in one sparkline.
 SPARK_POINTS = 10

@@ -49,14 +49,11 @@ def matrix(cells: Rows, tasks: Sequence[str], categories: Sequence[str]) -> alt.
         Dots whose area grows with the root of the count, and the count.
     """
     x = alt.X("category:N", sort=list(categories), title="visual category",
-              axis=alt.Axis(labelAngle=-40, domain=False, ticks=False))  # fmt: skip
-    y = alt.Y("task:N", sort=list(tasks), title=None, axis=alt.Axis(domain=False, ticks=False))
+              scale=alt.Scale(domain=list(categories)),
+              axis=alt.Axis(labelAngle=-40, ticks=False, grid=True, tickBand="extent"))  # fmt: skip
+    y = alt.Y("task:N", sort=list(tasks), title=None, scale=alt.Scale(domain=list(tasks)),
+              axis=alt.Axis(ticks=False, grid=True, tickBand="extent"))  # fmt: skip
     filled = [c for c in cells if c["models"]]
-    ground = (
-        alt.Chart(inline(cells))
-        .mark_rect(fill="transparent", stroke="var(--grid)", strokeWidth=1, aria=False)
-        .encode(x=x, y=y)
-    )
     dots = (
         alt.Chart(inline(filled))
         .mark_circle(color=MARK, opacity=1, xOffset=-9)
@@ -76,7 +73,7 @@ def matrix(cells: Rows, tasks: Sequence[str], categories: Sequence[str]) -> alt.
         .mark_text(align="left", dx=3, fontSize=12, aria=False)
         .encode(x=x, y=y, text="models:Q")
     )
-    return alt.layer(ground, dots, text).properties(width={"step": 44}, height={"step": 24})
+    return alt.layer(dots, text).properties(width={"step": 44}, height={"step": 24})
 
 
 def kernels(rows: Rows, pointwise: Rows) -> alt.VConcatChart | alt.LayerChart:
@@ -109,12 +106,8 @@ def _dots(rows: Rows, field: str, title: str) -> alt.LayerChart:
               axis=alt.Axis(format="~s", values=_decades(1, top * 3)))  # fmt: skip
     y = alt.Y("kernel:N", sort=order, title=None, axis=alt.Axis(ticks=False, domain=False))
     base = alt.Chart(inline(rows))
-    rule = base.mark_rule(color="var(--grid)", aria=False).encode(
-        x=x, x2=alt.X2Datum(1), y=y
-    )
-    dot = base.mark_circle(size=70, color=MARK, opacity=1).encode(
-        x=x, y=y, description="speech:N"
-    )
+    rule = base.mark_rule(color="var(--grid)", aria=False).encode(x=x, x2=alt.X2Datum(1), y=y)
+    dot = base.mark_circle(size=70, color=MARK, opacity=1).encode(x=x, y=y, description="speech:N")
     text = base.mark_text(align="left", dx=9, aria=False).encode(x=x, y=y, text="label:N")
     return alt.layer(rule, dot, text).properties(width=560, height={"step": 22})
 
@@ -186,8 +179,8 @@ def owners(rows: Rows, named: Rows) -> alt.LayerChart:
     y = alt.Y("filters:Q", title="filters larger than 1×1 (log scale)",
               scale=alt.Scale(type="log", domain=[max(1, low / 2), top * 2]),
               axis=alt.Axis(values=_decades(low / 2, top * 2), format="~s"))  # fmt: skip
-    line = alt.Chart(inline(rows)).mark_line(color=MUTED, strokeWidth=1.5, aria=False).encode(
-        x=x, y=y
+    line = (
+        alt.Chart(inline(rows)).mark_line(color=MUTED, strokeWidth=1.5, aria=False).encode(x=x, y=y)
     )
     dots = (
         alt.Chart(inline(named))
@@ -195,8 +188,8 @@ def owners(rows: Rows, named: Rows) -> alt.LayerChart:
         .encode(x=x, y=y, href="link:N", description="speech:N")
     )
     labels = (
-        alt.Chart(inline(named[:3]))
-        .mark_text(align="left", dx=9, dy=-8, aria=False)
+        alt.Chart(inline(named[:1]))
+        .mark_text(align="left", dx=9, dy=-9, aria=False)
         .encode(x=x, y=y, text="name:N")
     )
     return alt.layer(line, dots, labels).properties(width=600, height=260)

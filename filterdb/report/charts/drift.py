@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import altair as alt
 
 from filterdb.report.charts.corpus import MARK, Rows, inline
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 #: Cells at least this large carry their number.
 NUMBER_FROM = 24
@@ -41,12 +44,14 @@ def matrix(cells: Rows, order: Sequence[str], *, top: float, cell: int) -> alt.L
         legend=alt.Legend(title="D, nats", orient="right", gradientLength=180, format=".2~f"),
     )
     valued = [c for c in cells if c["shown"] is not None]
-    base = alt.Chart(inline(valued))
-    marks: list[alt.Chart] = [
-        base.mark_rect(stroke="var(--bg)", strokeWidth=1).encode(
-            x=x, y=y, color=colour, href="link:N", description="speech:N"
-        )
-    ]
+    cell_marks = (
+        alt.Chart(inline(valued))
+        .mark_rect(stroke="var(--bg)", strokeWidth=1)
+        .encode(x=x, y=y, color=colour, description="speech:N")
+    )
+    if cell >= NUMBER_FROM:
+        cell_marks = cell_marks.encode(href="link:N")
+    marks: list[alt.Chart] = [cell_marks]
     if cell >= NUMBER_FROM:
         for dark, ink in ((True, "#ffffff"), (False, "#111111")):
             rows = [c for c in valued if c["dark"] is dark and c["text"]]
@@ -56,13 +61,19 @@ def matrix(cells: Rows, order: Sequence[str], *, top: float, cell: int) -> alt.L
                     .mark_text(fontSize=12, color=ink, aria=False, dy=1)
                     .encode(x=x, y=y, text="text:N")
                 )
-    for dark, ink in ((True, "#ffffff"), (False, "#111111")):
+    for dark, ink in ((True, "#ffffff"), (False, "#111111")) if cell >= NUMBER_FROM else ():
         dotted = [c for c in valued if c["dotted"] and c["dark"] is dark]
         if dotted:
             marks.append(
                 alt.Chart(inline(dotted))
-                .mark_circle(size=14, color=ink, opacity=1, aria=False, xOffset=cell / 2 - 6,
-                             yOffset=6 - _height(cell) / 2)  # fmt: skip
+                .mark_circle(
+                    size=14,
+                    color=ink,
+                    opacity=1,
+                    aria=False,
+                    xOffset=cell / 2 - 6,
+                    yOffset=6 - _height(cell) / 2,
+                )
                 .encode(x=x, y=y)
             )
     crossed = [c for c in cells if c["shown"] is None]
@@ -79,15 +90,17 @@ def _height(cell: int) -> int:
     return max(20, cell - 8)
 
 
-def distances(rows: Rows, rules: Rows) -> alt.LayerChart:
+def distances(rows: Rows, rules: Rows, *, top: float) -> alt.LayerChart:
     """Draw figure 9: each group against all others.
 
     Parameters
     ----------
     rows
-        label, value, low, high, floor, kind ("full", "few", "one"), speech; largest first.
+        label, value, low, high, floor, kind ("full", "few", "one"), off, speech; largest first.
     rules
         value, text: distances to compare with.
+    top
+        End of the axis; what lies beyond is written at it.
 
     Returns
     -------
@@ -95,13 +108,12 @@ def distances(rows: Rows, rules: Rows) -> alt.LayerChart:
         Dots with intervals, the noise floor as a tick, rules for known distances.
     """
     order = [row["label"] for row in rows]
-    top = max([row["high"] or row["value"] for row in rows] + [r["value"] for r in rules])
     x = alt.X("value:Q", title="D to all other models, nats",
-              scale=alt.Scale(domain=[0, top * 1.08]), axis=alt.Axis(tickCount=7))  # fmt: skip
+              scale=alt.Scale(domain=[0, top], nice=False), axis=alt.Axis(tickCount=7))  # fmt: skip
     y = alt.Y("label:N", sort=order, title=None, axis=alt.Axis(ticks=False, domain=False))
     layers: list[alt.Chart] = []
     for kind, dash in (("full", [1, 0]), ("few", [4, 3])):
-        some = [r for r in rows if r["kind"] == kind]
+        some = [r for r in rows if r["kind"] == kind and not r["off"]]
         if not some:
             continue
         base = alt.Chart(inline(some))
@@ -116,14 +128,21 @@ def distances(rows: Rows, rules: Rows) -> alt.LayerChart:
                 x=x, y=y, description="speech:N"
             )
         )
-    single = [r for r in rows if r["kind"] == "one"]
+    beyond = [r for r in rows if r["off"]]
+    if beyond:
+        layers.append(
+            alt.Chart(inline(beyond))
+            .mark_text(align="right", dx=-4)
+            .encode(x=alt.XDatum(top), y=y, text="off:N", description="speech:N")
+        )
+    single = [r for r in rows if r["kind"] == "one" and not r["off"]]
     if single:
         layers.append(
             alt.Chart(inline(single))
             .mark_point(color=MARK, size=70, filled=False, strokeWidth=1.5)
             .encode(x=x, y=y, description="speech:N")
         )
-    floors = [r for r in rows if r["floor"] is not None]
+    floors = [r for r in rows if r["floor"] is not None and r["floor"] <= top]
     if floors:
         layers.append(
             alt.Chart(inline(floors))

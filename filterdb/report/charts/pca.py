@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import altair as alt
 
 from filterdb.report.charts.corpus import MARK, Rows, inline
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def cumulative(
@@ -47,7 +50,9 @@ def cumulative(
             .encode(x=x, y=y)
         )
     layers.append(
-        alt.Chart(inline(everyone)).mark_line(color=MARK, strokeWidth=3, aria=False).encode(x=x, y=y)
+        alt.Chart(inline(everyone))
+        .mark_line(color=MARK, strokeWidth=3, aria=False)
+        .encode(x=x, y=y)
     )
     layers.append(
         alt.Chart(inline(everyone))
@@ -60,32 +65,27 @@ def cumulative(
             .mark_point(color="currentColor", size=70, filled=False, strokeWidth=1.5)
             .encode(x=x, y=y, description="speech:N")
         )
-    layers.append(_labels(everyone, twins, published, n_components))
+    layers.append(_labels(everyone, twins, published, groups, n_components=n_components))
     return alt.layer(*layers).properties(width=560, height=280)
 
 
-def _labels(everyone: Rows, twins: Rows, published: Rows, n_components: int) -> alt.Chart:
-    """Name the lines where they are apart, instead of a legend."""
-    rows = [{**everyone[-1], "text": "all models", "dy": 0}]
-    out: list[alt.Chart] = []
-    names: Sequence[tuple[Rows, str, float]] = (
-        (everyone, "— all models", 0.36),
-        (twins, "- - random twins", 0.26),
-        (published, "○ CNN Filter DB", 0.16),
+def _labels(
+    everyone: Rows, twins: Rows, published: Rows, groups: Rows, *, n_components: int
+) -> alt.Chart:
+    """Name the lines in a corner they do not reach, instead of a legend."""
+    names: Sequence[tuple[Rows, str]] = (
+        (everyone, "bold: all models"),
+        (twins, "dashed: random twins"),
+        (published, "○ CNN Filter DB"),
+        (groups, "thin: one group each"),
     )
+    texts = [text for lines, text in names if lines]
     rows = [
-        {"component": n_components - 2.4, "value": place, "text": text}
-        for lines, text, place in names
-        if lines
+        {"component": n_components - 2.4, "value": 0.08 * (len(texts) - i), "text": text}
+        for i, text in enumerate(texts)
     ]
-    rows.append({"component": n_components - 2.4, "value": 0.06, "text": "thin: one group each"})
-    out.append(
+    return (
         alt.Chart(inline(rows))
         .mark_text(align="left", aria=False)
-        .encode(
-            x=alt.X("component:Q"),
-            y=alt.Y("value:Q"),
-            text="text:N",
-        )
+        .encode(x=alt.X("component:Q"), y=alt.Y("value:Q"), text="text:N")
     )
-    return out[0]

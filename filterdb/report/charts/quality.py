@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import altair as alt
 
 from filterdb.report.charts.corpus import MARK, Rows, inline
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def bands(rows: Rows, twins: Rows, *, title: str, domain: tuple[float, float]) -> alt.LayerChart:
@@ -113,7 +116,9 @@ def cells(
     if worst:
         layers.append(
             alt.Chart(inline(worst))
-            .mark_point(color="#d55e00", shape="triangle-up", filled=False, size=60, strokeWidth=1.8)
+            .mark_point(
+                color="#d55e00", shape="triangle-up", filled=False, size=60, strokeWidth=1.8
+            )
             .encode(x=alt.X("x:Q"), y=alt.Y("y:Q"), href="link:N", description="speech:N")
         )
     return alt.layer(*layers).properties(width=520, height=380)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from filterdb.report.corpus import Corpus
 from filterdb.report.sections import (
     controls,
     corpus,
@@ -14,7 +13,12 @@ from filterdb.report.sections import (
     methods,
     quality,
 )
-from filterdb.report.sections.common import Part
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from filterdb.report.corpus import Corpus
+    from filterdb.report.sections.common import Part
 
 #: Built-in sections; a new one is a row here.
 SECTIONS: tuple[Callable[[Corpus], Part], ...] = (

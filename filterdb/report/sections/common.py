@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from filterdb.report.corpus import Corpus
 from filterdb.report.model import Figure, Section, Sentence, Value
+
+if TYPE_CHECKING:
+    from filterdb.report.corpus import Corpus
 
 #: Answers of a query by column.
 Answer = Mapping[str, Any]

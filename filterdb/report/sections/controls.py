@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from filterdb.report.corpus import Corpus
+from typing import TYPE_CHECKING
+
 from filterdb.report.model import Block, Cell, Paragraph, Section, Sentence, Table
 from filterdb.report.numbers import count, plural, share, short
 from filterdb.report.sections.common import Answer, Part, say
+
+if TYPE_CHECKING:
+    from filterdb.report.corpus import Corpus
 
 
 def build(corpus: Corpus) -> Part:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from filterdb.report.charts import corpus as charts
 from filterdb.report.charts.render import draw
-from filterdb.report.corpus import Corpus
 from filterdb.report.model import Block, Cell, Figure, Section, Sentence, Table
 from filterdb.report.numbers import count, plural, share, words
 from filterdb.report.sections.common import Answer, Part, absent, say, table_rows
 from filterdb.report.sections.grids import models_grid, skipped_grid
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from filterdb.report.corpus import Corpus
+
 #: Rows and columns of figure 1 at most; the rest is in its data.
 _MOST_LABELS = 26
+#: Models printed and shown without JavaScript.
+_PLAIN_ROWS = 50
 
 
 def build(corpus: Corpus) -> Part:
@@ -157,7 +162,11 @@ def _what(corpus: Corpus) -> Figure:
         f"{plural(len(categories), 'visual category', 'visual categories')}. The number is the "
         "count of models and the dot's area grows with its root; an empty cell holds none. "
         f"n = {plural(len(models), 'model')}."
-        + (f" The {_MOST_LABELS} most frequent labels are drawn, all are in the data." if cut else "")
+        + (
+            f" The {_MOST_LABELS} most frequent labels are drawn, all are in the data."
+            if cut
+            else ""
+        )
     )
     columns = ("task", "category", "models")
     return Figure(1, question, caption, drawing.svg, columns,
@@ -264,7 +273,7 @@ def _owners(corpus: Corpus) -> Figure:
     named = min(10, len(rows))
     caption = (
         f"Each model's filters larger than 1×1, largest first, on log scales; the dots are the "
-        f"{named} largest, which hold {share(top / total)} of {count(total)} filters. Pooling "
+        f"{named} largest ({', '.join(r['name'] for r in rows[:3])} lead), which hold {share(top / total)} of {count(total)} filters. Pooling "
         "filters would let them speak for their group, so each model weighs the same by default. "
         f"n = {plural(len(rows), 'model')}."
     )
@@ -285,9 +294,13 @@ def _models_plain(corpus: Corpus) -> Table:
             Cell(count(row["n_filters"]), number=True),
             Cell(row["licence_weights"]),
         )
-        for row in corpus.models.head(200).to_dict("records")
+        for row in corpus.models.head(_PLAIN_ROWS).to_dict("records")
     )
-    note = "" if len(corpus.models) <= 200 else "The first 200; all are in data/models.csv."
+    note = (
+        ""
+        if len(corpus.models) <= _PLAIN_ROWS
+        else f"The first {_PLAIN_ROWS}; all are in data/models.csv."
+    )
     return Table("models-plain", "Models", heads, rows, note, plain=True)
 
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from filterdb.report import published
 from filterdb.report.charts import drift as charts
 from filterdb.report.charts.render import draw
-from filterdb.report.corpus import Corpus
-from filterdb.report.links import slug
 from filterdb.report.layerwords import group_words
+from filterdb.report.links import slug
 from filterdb.report.model import Block, Figure, Section, Sentence
 from filterdb.report.numbers import count, plural, short, words
 from filterdb.report.sections.common import (
@@ -26,8 +24,15 @@ from filterdb.report.sections.common import (
     table_rows,
 )
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from filterdb.report.corpus import Corpus
+
 OTHERS = "*"
 FDR = 0.05
+#: Filters below which D is mostly the price of few numbers (filter_metrics.md §5).
+FEW_FILTERS = 1_000
 _FEW = 5
 _MOST_GROUPS = 40
 _CSV = ("group_a", "group_b", "n_models", "n_models_b", "drift", "low", "high", "noise_floor",
@@ -43,9 +48,11 @@ class Distances:
     axis
         Grouping.
     groups
-        In the order drawn; groups of one model last.
+        In the order drawn; groups of one model or of few filters last.
     models
         Models of each group.
+    thin
+        Groups of fewer than `FEW_FILTERS` filters.
     pairs
         Rows of `results` by (group, group), both ways; halves at (group, group).
     """
@@ -53,7 +60,23 @@ class Distances:
     axis: str
     groups: list[str]
     models: dict[str, int]
+    thin: frozenset[str]
     pairs: dict[tuple[str, str], dict[str, Any]]
+
+    def is_apart(self, group: str) -> bool:
+        """Return whether a group is set apart: one model, or few filters.
+
+        Parameters
+        ----------
+        group
+            The group.
+
+        Returns
+        -------
+        bool
+            Such a group does not set the scale.
+        """
+        return self.models[group] <= 1 or group in self.thin
 
     def value(self, a: str, b: str, column: str = "value") -> float | None:
         """Return one number of a pair.
@@ -102,18 +125,24 @@ def build(corpus: Corpus) -> Part:
     blocks: list[Block] = []
     headlines: list[Sentence] = []
     for axis in axes:
-        distances = distances_of(rows[rows["axis"] == axis], axis)
+        distances = distances_of(rows[rows["axis"] == axis], axis, _filters(corpus, axis))
         sentence = _sentence(corpus, axis)
         if sentence is not None:
             blocks.append(sentence)
-            headlines.append(sentence)
+            if not headlines or sentence.values["certain"]:
+                headlines.append(sentence)
         blocks += [_matrix(corpus, distances), _dots(corpus, distances)]
     missing = tuple(f"Figure {b.label}: {b.missing}" for b in blocks
                     if isinstance(b, Figure) and b.missing)  # fmt: skip
     return Part(Section("drift", "Drift", tuple(blocks)), tuple(headlines), missing)
 
 
-def distances_of(rows: pd.DataFrame, axis: str) -> Distances:
+def _filters(corpus: Corpus, axis: str) -> dict[str, int]:
+    bases = corpus.bases[(corpus.bases["axis"] == axis) & (corpus.bases["kernel"] == "3x3")]
+    return {str(g): int(n) for g, n in zip(bases["group"], bases["n_filters"], strict=True)}
+
+
+def distances_of(rows: pd.DataFrame, axis: str, n_filters: dict[str, int]) -> Distances:
     """Arrange the rows of one grouping.
 
     Parameters
@@ -122,6 +151,8 @@ def distances_of(rows: pd.DataFrame, axis: str) -> Distances:
         Rows of `results` with metric drift.
     axis
         Grouping.
+    n_filters
+        Filters of each group, where known.
 
     Returns
     -------
@@ -140,15 +171,18 @@ def distances_of(rows: pd.DataFrame, axis: str) -> Distances:
             if n_b is not None:
                 models.setdefault(b, int(n_b))
             pairs[b, a] = row
-    return Distances(axis, _order(models, pairs), models, pairs)
+    thin = frozenset(g for g in models if n_filters.get(g, FEW_FILTERS) < FEW_FILTERS)
+    return Distances(axis, _order(models, thin, pairs), models, thin, pairs)
 
 
-def _order(models: dict[str, int], pairs: dict[tuple[str, str], dict[str, Any]]) -> list[str]:
+def _order(
+    models: dict[str, int], thin: frozenset[str], pairs: dict[tuple[str, str], dict[str, Any]]
+) -> list[str]:
     names = sorted(models)
     if all(_is_number(n) for n in names):
         return sorted(names, key=float)
-    several = [n for n in names if models[n] > 1]
-    single = [n for n in names if models[n] <= 1]
+    several = [n for n in names if models[n] > 1 and n not in thin]
+    single = [n for n in names if models[n] <= 1 or n in thin]
     kept = sorted(several, key=lambda n: (-models[n], n))[:_MOST_GROUPS]
     return _by_likeness(sorted(kept), pairs) + single[: max(0, _MOST_GROUPS - len(kept))]
 
@@ -267,14 +301,14 @@ def _matrix(corpus: Corpus, distances: Distances) -> Figure:
     top = _top(distances)
     cells, order, gap = [], [], False
     for group in groups:
-        if distances.models[group] <= 1 and order and not gap and not _is_number(group):
+        if distances.is_apart(group) and order and not gap and not _is_number(group):
             order.append(" ")
             gap = True
         order.append(_named(distances, group))
     for i, a in enumerate(groups):
         for j, b in enumerate(groups):
             cells.append(_cell(distances, (a, b), lower=i >= j, top=top))
-    size = 46 if len(groups) <= 13 else 34 if len(groups) <= 18 else 24 if len(groups) <= 26 else 16
+    size = 46 if len(groups) <= 13 else 36 if len(groups) <= 26 else 18
     drawing = draw(charts.matrix(cells, order, top=top, cell=size), slug=f"fig-8-{part}")
     values = [v for v in _off_diagonal(distances) if v is not None]
     caption = (
@@ -282,7 +316,8 @@ def _matrix(corpus: Corpus, distances: Distances) -> Figure:
         "shapes. Below the diagonal: the estimate; above: the lower end of its 95 % interval over "
         "models, same colours, so what is certain stays bright; on it: two random halves of the "
         "group. A dot in the corner: not beyond chance (q ≥ 0.05) or too few models to test; ×: "
-        f"no value. In brackets: models. Median D {short(float(np.median(values)), 2)}"
+        f"no value; yellow also stands for anything above the scale. Groups of one model, or of "
+        f"fewer than {FEW_FILTERS:,} filters, whose D is inflated, stand apart. In brackets: models. Median D {short(float(np.median(values)), 2)}"
         f" over {plural(len(values), 'pair')}"
         if values
         else "No pair has a value; the reasons are in the data"
@@ -305,8 +340,9 @@ def _off_diagonal(distances: Distances) -> list[float | None]:
 
 
 def _top(distances: Distances) -> float:
-    groups = sorted(distances.models)
-    shown = [*_off_diagonal(distances), *(distances.value(g, g) for g in groups)]
+    groups = sorted(g for g in distances.models if not distances.is_apart(g))
+    pairs = [distances.value(a, b) for i, a in enumerate(groups) for b in groups[:i]]
+    shown = [*pairs, *(distances.value(g, g) for g in groups)]
     values = [v for v in shown if v is not None]
     return float(np.quantile(values, 0.99)) if values and max(values) > 0 else 1.0
 
@@ -324,7 +360,7 @@ def _cell(
         "shown": shown,
         "text": "" if shown is None else _cell_text(shown),
         "dark": bool(shown is not None and shown < 0.62 * top),
-        "dotted": bool(a != b and (q is None or q >= FDR)),
+        "dotted": bool(lower and a != b and (q is None or q >= FDR)),
         "link": f"#fig-9-{slug(distances.axis)[:30]}",
         "speech": _speech(distances, a, b) + ("" if lower else "; cell shows the lower end"),
     }
@@ -357,15 +393,15 @@ def _dots(corpus: Corpus, distances: Distances) -> Figure:
         if value is None:
             continue
         low, high = distances.value(group, OTHERS, "low"), distances.value(group, OTHERS, "high")
-        kind = "one" if n == 1 else "few" if n < _FEW else "full"
+        kind = "one" if distances.is_apart(group) else "few" if n < _FEW else "full"
         rows.append(
             {
                 "label": _named(distances, group),
                 "group": group,
                 "n_models": n,
                 "value": max(0.0, value),
-                "low": max(0.0, low) if low is not None and n > 1 else None,
-                "high": high if n > 1 else None,
+                "low": max(0.0, low) if low is not None and kind != "one" else None,
+                "high": high if kind != "one" else None,
                 "floor": distances.value(group, OTHERS, "noise_floor"),
                 "q_value": distances.value(group, OTHERS, "q_value"),
                 "kind": kind,
@@ -380,11 +416,15 @@ def _dots(corpus: Corpus, distances: Distances) -> Figure:
     else:
         rows.sort(key=lambda r: (r["kind"] == "one", -r["value"], r["group"]))
     drawn = rows[:_MOST_GROUPS]
-    drawing = draw(charts.distances(drawn, _rules(corpus)), slug=f"fig-9-{part}")
+    top = _dots_top(drawn, _rules(corpus))
+    for row in drawn:
+        row["off"] = f"{short(row['value'], 2)} →" if row["value"] > top else ""
+    drawing = draw(charts.distances(drawn, _rules(corpus), top=top), slug=f"fig-9-{part}")
     caption = (
         "Dot: D of the group’s 3×3 filters to those of all other models; line: 95 % interval over "
         f"models (dashed: fewer than {_FEW}, few); upright stroke: what chance gives when models "
-        "are dealt into groups at random; hollow: a single model, no interval. In brackets: models."
+        "are dealt into groups at random; hollow: a single model, or fewer than "
+        f"{FEW_FILTERS:,} filters, whose D is inflated. In brackets: models."
     )
     rules = _rules(corpus)
     if not rules:
@@ -395,6 +435,15 @@ def _dots(corpus: Corpus, distances: Distances) -> Figure:
     columns = ("group", "n_models", "value", "low", "high", "floor", "q_value")
     return Figure(9, question, caption, drawing.svg, columns, table_rows(rows, columns),
                   drawing.spec, part=part)  # fmt: skip
+
+
+def _dots_top(rows: list[dict[str, Any]], rules: list[dict[str, Any]]) -> float:
+    """Return the end of the axis: groups that stand apart do not stretch it."""
+    full = [r for r in rows if r["kind"] != "one"] or rows
+    ends = [r["high"] if r["high"] is not None else r["value"] for r in full]
+    floors = [r["floor"] for r in full if r["floor"] is not None]
+    top: float = 1.08 * max(ends + floors + [r["value"] for r in rules])
+    return top if top > 0 else 1.0
 
 
 def _rules(corpus: Corpus) -> list[dict[str, Any]]:
@@ -410,5 +459,3 @@ def _rules(corpus: Corpus) -> list[dict[str, Any]]:
     if values.empty or not corpus.has_twins:
         return []
     return [{"value": float(values.max()), "text": "trained – random"}]
-
-

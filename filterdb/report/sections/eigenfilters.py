@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,6 @@ from markupsafe import escape
 from filterdb.report import published
 from filterdb.report.charts import pca as charts
 from filterdb.report.charts.render import draw
-from filterdb.report.corpus import Corpus
 from filterdb.report.layerwords import group_words, kernel_shape
 from filterdb.report.model import Block, Cell, Figure, Section, Sentence, Table
 from filterdb.report.numbers import NONE, count, plural, share, short, words
@@ -25,7 +24,11 @@ from filterdb.report.sections.common import (
     say,
     table_rows,
 )
+from filterdb.report.sections.drift import FEW_FILTERS
 from filterdb.report.twins import basis_where, twin_basis
+
+if TYPE_CHECKING:
+    from filterdb.report.corpus import Corpus
 
 KERNEL = "3x3"
 _QUESTIONS = {
@@ -154,9 +157,7 @@ def _pictures(corpus: Corpus, everyone: pd.Series, twins: Any) -> Figure:
     rows = [("All trained models", everyone, True)]
     if twins is not None:
         rows.append(("Random-initialised twins", twins, False))
-    limit = max(
-        float(np.abs(np.asarray(basis["components"], float)).max()) for _, basis, _ in rows
-    )
+    limit = max(float(np.abs(np.asarray(basis["components"], float)).max()) for _, basis, _ in rows)
     html, data = ['<div class="eigen">'], []
     for name, basis, with_interval in rows:
         size = 9
@@ -300,7 +301,7 @@ def _strips(corpus: Corpus, everyone: pd.Series, axis: str) -> Figure:
             f'<span>{escape(name)} ({count(n)}){" ×" if n == 1 else ""}</span><img class="pix" '
             f'width="{10 * sheet.width}" height="{10 * sheet.height}" alt="{escape(alt)}" '
             f'src="{sheet.data_uri}"><span class="last">'
-            f'{"" if row is None else short(angle, 2) + "°"}</span>'
+            f"{'' if row is None else short(angle, 2) + '°'}</span>"
         )
         data.append({"group": name, "n_models": n, "angle": angle,
                      **{f"c{i}w{j}": float(v) for i, c in enumerate(components, 1)
@@ -337,7 +338,12 @@ def _groups(corpus: Corpus, axis: str) -> Table | None:
         & (corpus.results["group_b"] == "*")
     ].set_index("group_a")
     cells = []
-    ordered = rows.sort_values(["n_models", "group"], ascending=[False, True])
+    numbered = rows["group"].str.fullmatch(r"\d+").all()
+    ordered = (
+        rows.sort_values("group", key=lambda g: g.astype(int))
+        if numbered
+        else rows.sort_values(["n_models", "group"], ascending=[False, True])
+    )
     for row in ordered.to_dict("records"):
         group = row["group"]
         d = to_rest.loc[group] if group in to_rest.index else None
@@ -351,7 +357,12 @@ def _groups(corpus: Corpus, axis: str) -> Table | None:
                 Cell(group_words(axis, str(group))),
                 Cell(count(row["n_models"]), number=True),
                 Cell(count(row["n_filters"]), number=True),
-                Cell(short(value, 2), number=True, reason=reason),
+                Cell(
+                    f"({short(value, 2)})" if value is not None and row["n_filters"] < FEW_FILTERS
+                    else short(value, 2),
+                    number=True,
+                    reason=reason,
+                ),
                 Cell(f"{short(low, 2)} to {short(clean(d['high']), 2)}" if low is not None else NONE,
                      number=True, reason=reason or "no interval for so few models"),
                 *(Cell(short(100 * v), number=True) for v in evr[:3]),
@@ -363,5 +374,6 @@ def _groups(corpus: Corpus, axis: str) -> Table | None:
         ("Group", "Models (effective n)", "3×3 filters", "D to the rest, nats", "95 % interval",
          "EVR 1, %", "EVR 2, %", "EVR 3, %"),
         tuple(cells[:60]),
-        "" if len(cells) <= 60 else f"The 60 largest of {len(cells)}; all are in data/bases.csv.",
+        f"In brackets: D of fewer than {FEW_FILTERS:,} filters, inflated by their small number."
+        + ("" if len(cells) <= 60 else f" The 60 largest of {len(cells)}; all are in bases.csv."),
     )  # fmt: skip

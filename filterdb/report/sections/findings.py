@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
-from filterdb.report.corpus import Corpus
 from filterdb.report.layerwords import finding_sentence, small_sheet
 from filterdb.report.model import Block, Cell, Grid, GridColumn, Section, Sentence, Table
 from filterdb.report.numbers import NONE, count, plural, share, short, wilson, words
 from filterdb.report.palette import SEVERITIES
 from filterdb.report.sections.common import Answer, Part, not_analysed, say
 from filterdb.report.sections.grids import layers_grid
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from filterdb.report.corpus import Corpus
 
 #: Findings printed on paper and shown without JavaScript.
 PLAIN_ROWS = 200
@@ -39,7 +41,9 @@ def build(corpus: Corpus) -> Part:
         reason = not_analysed(corpus, "Findings")
         from filterdb.report.model import Paragraph
 
-        section = Section("findings", "Layers with findings", (Paragraph(reason), layers_grid(corpus)))
+        section = Section(
+            "findings", "Layers with findings", (Paragraph(reason), layers_grid(corpus))
+        )
         return Part(section, missing=(reason,))
     defects, random = _defects(corpus), _random(corpus)
     pictures = [
@@ -96,7 +100,9 @@ def _random(corpus: Corpus) -> Sentence | None:
         if not a["layers"]:
             return ""
         interval = wilson(a["random_models"], a["models"])
-        between = f"; 95 % interval {share(interval[0])} to {share(interval[1])}" if interval else ""
+        between = (
+            f"; 95 % interval {share(interval[0])} to {share(interval[1])}" if interval else ""
+        )
         return (
             f"Layers not told apart from random numbers: {count(a['random_layers'])} of "
             f"{plural(a['layers'], 'layer')} tested, in {count(a['random_models'])} of "
@@ -114,7 +120,10 @@ def _shares(corpus: Corpus) -> Table | None:
     n_models = len(corpus.trained_models)
     n_layers = len(corpus.trained_layers)
     rows = []
-    grouped = found.groupby(["rank", "severity", "finding"], sort=True)
+    grouped = sorted(
+        found.groupby(["rank", "severity", "finding"]),
+        key=lambda item: (item[0][0], -item[1]["layer_uid"].nunique(), item[0][2]),
+    )
     for (_, severity, finding), group in grouped:
         models = int(group["model_id"].nunique())
         layers = int(group["layer_uid"].nunique())
@@ -247,7 +256,7 @@ def _plain(corpus: Corpus, pictures: list[str | None]) -> Table | None:
             (
                 Cell(html=image, reason="no stored filters"),
                 Cell(finding_sentence(record), corpus.links.layer(record["layer_uid"])),
-                Cell(html=severity_mark(record["severity"])),
+                Cell(f"{SEVERITIES.get(record['severity'], ('', ''))[1]} {record['severity']}"),
                 Cell(short(record["statistic"]), number=True),
                 Cell(short(record["threshold"]), number=True),
             )

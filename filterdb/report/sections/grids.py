@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from filterdb.report.corpus import METRICS, Corpus
 from filterdb.report.model import Grid, GridColumn
 from filterdb.report.numbers import plural
 from filterdb.report.tables import SPARK_POINTS, spark_bytes
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import pandas as pd
 
 _SHORT = {"Orthogonality": "Orthog."}
 #: Columns seen without scrolling sideways.
@@ -154,12 +156,12 @@ def layers_grid(corpus: Corpus) -> Grid:
     per_group = (rows["in_channels"] // rows["groups"]).tolist()
     columns = [
         GridColumn("model", "Model", "words", rows["model_id"].tolist(), "model_id",
-                   "model; leads to its page", 10, link="page"),
+                   "model; leads to its page", 8.5, link="page"),
         GridColumn("layer", "Layer", "text", rows["name"].tolist(), "name",
-                   "name in the file; leads to its section", 12, link="at"),
+                   "name in the file; leads to its section", 11, link="at"),
         GridColumn("task", "Task", "words", rows["task"].tolist(), "task", "of the model", 8),
         GridColumn("role", "Role", "words", rows["role"].tolist(), "role",
-                   "part it plays in the network", 6),
+                   "part it plays in the network", 5.5),
         GridColumn("kernel", "Kernel", "words", rows["kernel"].tolist(), "kernel", "extent", 4.5),
         GridColumn("stride", "Stride", "words", _axes(rows["stride"]),
                    "array_to_string(stride, 'x')", "per axis", 4.5),
@@ -172,17 +174,17 @@ def layers_grid(corpus: Corpus) -> Grid:
         GridColumn("in", "In / group", "integer", per_group, "in_channels // \"groups\"",
                    "input channels of one group", 5),
         GridColumn("n", "Filters", "integer", rows["n_filters"].tolist(), "n_filters",
-                   "kernel slices", 6),
+                   "kernel slices", 5.2),
         GridColumn("depth", "Depth", "decimal", _some(rows["conv_depth_norm"]),
-                   "round(conv_depth_norm, 4)", "0 input, 1 output", 5),
+                   "round(conv_depth_norm, 4)", "0 input, 1 output", 4.6),
         GridColumn("sparsity", "Sparsity", "decimal", _some(rows["sparsity"]),
-                   "round(sparsity, 4)", "share of filters with all |w| < 1 % of the largest", 6),
+                   "round(sparsity, 4)", "share of filters with all |w| < 1 % of the largest", 5.2),
         GridColumn("entropy", "Entropy, 0–1", "decimal", _some(rows["entropy_norm"]),
-                   "round(entropy_norm, 4)", "variance entropy H / log10 k²", 6),
+                   "round(entropy_norm, 4)", "variance entropy H / log10 k²", 5.2),
         GridColumn("p", "p (noise)", "float", _some(rows["p_random"]),
-                   "cast(p_random as float)", "p-value of H under independent Gaussian filters", 6),
+                   "cast(p_random as float)", "p-value of H under independent Gaussian filters", 4.6),
         GridColumn("orthogonality", "Orthog.", "decimal", _some(rows["orthogonality"]),
-                   "round(orthogonality, 4)", "O, 1 for orthogonal filters", 6),
+                   "round(orthogonality, 4)", "O, 1 for orthogonal filters", 5.2),
         GridColumn("percentile", "Sparsity percentile", "integer", _percentiles(corpus), "",
                    "share of comparable layers with lower sparsity, per cent, rounded down; empty "
                    "where fewer than 200 layers of 20 models compare", 6.5),

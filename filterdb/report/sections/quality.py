@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from filterdb.metrics.null import degrees_of_freedom
 from filterdb.report.charts import quality as charts
 from filterdb.report.charts.render import draw
-from filterdb.report.corpus import METRICS, Corpus, weighted_quantiles
+from filterdb.report.corpus import Corpus, weighted_quantiles
 from filterdb.report.model import Block, Figure, Section, Sentence
 from filterdb.report.numbers import count, plural, share, short
 from filterdb.report.sections.common import (
@@ -22,6 +21,9 @@ from filterdb.report.sections.common import (
     say,
     table_rows,
 )
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 N_BINS = 10
 _SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -222,9 +224,7 @@ def _cells(corpus: Corpus) -> Figure:
     worst = [_worst(corpus, rows.iloc[i]) for i in np.argsort(-badness, kind="stable")[:n_worst]]
     rule = _noise_floor(float(rows["n_filters"].median()))
     drawing = draw(
-        charts.cells(
-            counts, worst, [{"value": rule}] if rule else [], right=right, bottom=bottom
-        ),
+        charts.cells(counts, worst, [{"value": rule}] if rule else [], right=right, bottom=bottom),
         slug="fig-16",
     )
     caption = (

@@ -17,6 +17,7 @@ function decode(col, all, rows) {
 const show = (x, col) => {
   if (x == null) return "–";
   if (!col.num) return x;
+  if (x === 0 && col.name === "p") return "≈ 0";
   if (col.kind === "integer") return x.toLocaleString("en").replace("-", "−");
   if (x !== 0 && Math.abs(x) < 1e-3) return x.toExponential(1).replace(/-/g, "−");
   return Number(x.toPrecision(3)).toLocaleString("en", { maximumSignificantDigits: 3 }).replace("-", "−");
@@ -140,7 +141,7 @@ async function grid(root) {
   }
   let drawn = [-1, -1];
   function paint(force) {
-    const a = Math.max(0, Math.floor(box.scrollTop / ROWH) - 4), b = Math.min(rows.length, a + Math.ceil(box.clientHeight / ROWH) + 9);
+    const a = Math.max(0, Math.floor(box.scrollTop / ROWH) - 2), b = Math.min(rows.length, a + Math.ceil((box.clientHeight - HEAD) / ROWH) + 4);
     if (!force && a === drawn[0] && b === drawn[1]) return;
     drawn = [a, b]; const f = D.createDocumentFragment(); for (let r = a; r < b; r++) f.append(line(r)); area.replaceChildren(f);
   }
