@@ -6,7 +6,7 @@ The plain forms these are tested against stand in :mod:`filterdb.metrics.orthogo
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -146,15 +146,15 @@ def _squared_deviations(kernels: FloatArray, offsets: list[tuple[int, ...]]) -> 
     total = np.zeros(n_groups)
     diagonal = np.arange(n_out)
     for offset in offsets:
-        here = tuple(
+        here: tuple[Any, ...] = tuple(
             slice(max(0, a), k + min(0, a)) for a, k in zip(offset, kernels.shape[3:], strict=True)
         )
-        there = tuple(
+        there: tuple[Any, ...] = tuple(
             slice(max(0, -a), k + min(0, -a))
             for a, k in zip(offset, kernels.shape[3:], strict=True)
         )
-        first = kernels[(..., *here)].reshape(n_groups, n_out, -1)
-        second = kernels[(..., *there)].reshape(n_groups, n_out, -1) if any(offset) else first
+        first = kernels[(Ellipsis, *here)].reshape(n_groups, n_out, -1)
+        second = kernels[(Ellipsis, *there)].reshape(n_groups, n_out, -1) if any(offset) else first
         product = batched_row_products(first, second)
         if not any(offset):
             product[:, diagonal, diagonal] -= 1.0
