@@ -253,7 +253,7 @@ def _record(rows: LayerRows, quality: LayerQuality, i: int) -> dict[str, Any]:
         "p_random": number(quality.p_random[i]),
         "effect_random": number(quality.effect_random[i]),
         "orthogonality": number(rows.orthogonality[i]),
-        "null_reason": _reason(rows, quality, i),
+        "null_reason": null_reason(rows, quality, i),
     }
 
 
@@ -273,7 +273,23 @@ def number(value: Any) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def _reason(rows: LayerRows, quality: LayerQuality, i: int) -> str | None:
+def null_reason(rows: LayerRows, quality: LayerQuality, i: int) -> str | None:
+    """Say why metrics of a row are null.
+
+    Parameters
+    ----------
+    rows
+        The joined rows.
+    quality
+        Their metrics.
+    i
+        Row.
+
+    Returns
+    -------
+    str or None
+        Reasons joined by "; ", each with the metrics it speaks of; None where nothing is null.
+    """
     if np.isnan(rows.m2[i]):
         return rows.null_reason[i]
     k, n = int(rows.n_coefficients[i]), int(quality.n[i])
