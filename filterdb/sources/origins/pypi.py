@@ -193,7 +193,9 @@ def _list_files(session: requests.Session, request: Request) -> list[Distributio
                 tip=f"asked {transfer.redact(index)}" if index else None,
             ) from error
         except (pypi_simple.UnsupportedContentTypeError, ValueError) as error:
-            if isinstance(error, requests.RequestException):
+            # A wrong address (InvalidURL, InvalidSchema) is a ValueError too; so is a bad answer.
+            address = isinstance(error, requests.RequestException)
+            if address and not isinstance(error, requests.JSONDecodeError):
                 raise SourceError(f"{what} cannot be asked for: {error}") from error
             raise UnsupportedFormatError(f"{what} is not what an index answers: {error}") from error
         except requests.RequestException as error:

@@ -248,7 +248,7 @@ def _progress(remote: _Remote, sink: Sink) -> str:
 def _raise_final(error: Exception, what: str, *, last: bool) -> None:
     # fsspec hides the real reason of "not found" behind it.
     reason = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
-    status = getattr(reason, "status", 0)
+    status = _status(reason)
     transient = status >= 500 or status in transfer.RETRY_STATUS
     if 400 <= status < 500 and not transient:
         raise SourceError(f"{what}: the server answers {status}") from error
@@ -261,6 +261,14 @@ def _raise_final(error: Exception, what: str, *, last: bool) -> None:
     if last:
         text = str(reason).strip() or type(reason).__name__
         raise FetchError(f"{what}: {text.splitlines()[0]}") from error
+
+
+def _status(error: BaseException) -> int:
+    """Return the HTTP status an error carries, in aiohttp's way or in botocore's."""
+    answer = getattr(error, "response", None)
+    if isinstance(answer, dict):
+        return int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    return int(getattr(error, "status", 0))
 
 
 ORIGIN = obtain
