@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from filterdb.errors import CorruptShardError, StoreError
 from filterdb.store.layout import write_bytes_durably
 
@@ -186,6 +188,29 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 VERIFY_TIP = "filterdb verify STORE lists all that is wrong; extract again into a new store"
+
+
+def rows_at(table: pa.Table, positions: Sequence[int]) -> pa.Table:
+    """Return some rows of a table.
+
+    Parameters
+    ----------
+    table
+        The table.
+    positions
+        Row numbers, in the order wanted.
+
+    Returns
+    -------
+    pyarrow.Table
+        Those rows.
+    """
+    import pyarrow as pa
+
+    # pyarrow imports all of pandas before it turns a Python value into an array; bytes it takes
+    # as they are.
+    content = pa.py_buffer(np.array(positions, dtype=np.int64).tobytes())
+    return table.take(pa.Array.from_buffers(pa.int64(), len(positions), [None, content]))
 
 
 def stack(schema: TableSchema, tables: Sequence[Any]) -> pa.Table:

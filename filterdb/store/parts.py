@@ -5,13 +5,23 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from filterdb.errors import UsageError
+from filterdb.errors import (
+    CorruptShardError,
+    IncompleteStoreError,
+    StoreError,
+    UnknownNameError,
+    UsageError,
+)
 from filterdb.store.filters import Block
-from filterdb.store.layout import is_stored
+from filterdb.store.layout import EXTRACTED_TABLES, is_stored
+from filterdb.store.manifest import read_manifest
+from filterdb.store.parquet import VERIFY_TIP, read_table, rows_at
 from filterdb.store.schema import FORMAT_VERSION, TABLES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    import pyarrow as pa
 
     from filterdb.store.reader import Store
     from filterdb.store.table import Table
@@ -45,6 +55,82 @@ def describe_store(store: Store) -> str:
         f"  kernels  {' · '.join(kernels) or 'none'}      "
         f"tasks  {', '.join(f'{t} {n}' for t, n in tasks[:3])}{more}"
     )
+
+
+def read_committed(store: Store, name: str) -> pa.Table:
+    """Read a table's file, if it is the one that was committed.
+
+    Parameters
+    ----------
+    store
+        The store.
+    name
+        Name of the table.
+
+    Returns
+    -------
+    pyarrow.Table
+        With the declared schema.
+
+    Raises
+    ------
+    IncompleteStoreError
+        This store has no such table yet.
+    CorruptShardError
+        Its file is missing or has another size.
+    StoreError
+        Its file is gone, since the store was committed to twice after it was opened.
+    """
+    row = store.committed.tables.get(name)
+    if row is None:
+        command = "extract CATALOG --store" if name in EXTRACTED_TABLES else "analyze"
+        raise IncompleteStoreError(
+            f"{store.path} has no table {name!r} yet", tip=f"run filterdb {command} {store.path}"
+        )
+    path = store.path / row.path
+    if not path.exists() and read_manifest(store.path).generation != store.generation:
+        raise StoreError(
+            f"{store.path} was committed to since it was opened, and this table is gone",
+            tip="open the store again",
+        )
+    size = path.stat().st_size if path.exists() else None
+    if size is not None and size != row.bytes:
+        raise CorruptShardError(
+            f"{path} is not the file that was committed: expected {row.bytes:,} bytes, "
+            f"got {size:,}",
+            tip=VERIFY_TIP,
+        )
+    # Parquet forgets the name of list items, so the declared schema is put on again.
+    return read_table(path).cast(TABLES[name].arrow)
+
+
+def kernel_error(store: Store, kernel: str, known: dict[str, int]) -> UsageError:
+    """Say why there are no filters of a kernel.
+
+    Parameters
+    ----------
+    store
+        The store.
+    kernel
+        What was asked for.
+    known
+        Kernels that are stored, with their filters.
+
+    Returns
+    -------
+    UsageError
+        To be raised.
+    """
+    listed = ", ".join(f"{k} ({n:,})" for k, n in known.items()) or "none"
+    if all(extent == "1" for extent in kernel.split("x")):
+        return UsageError(
+            f"{kernel} kernels have no shape, so their filters are not stored; their layers "
+            "are rows of store.layers, with their statistics in store.layer_states",
+            tip=f"kernels stored: {listed}",
+        )
+    error = UnknownNameError("kernel", kernel, known, where=str(store.path))
+    error.tip = f"kernels stored: {listed}"
+    return error
 
 
 class Tables:
@@ -120,12 +206,10 @@ class Layer:
     @property
     def states(self) -> list[dict[str, Any]]:
         """Its rows of `layer_states`."""
-        import pyarrow.compute as pc
-
-        table = self._store.layer_states.arrow
-        rows: list[dict[str, Any]] = table.filter(
-            pc.equal(table.column("layer_uid"), self.row["layer_uid"])
-        ).to_pylist()
+        table = self._store.layer_states
+        uids = table["layer_uid"].to_pylist()
+        positions = [i for i, uid in enumerate(uids) if uid == self.row["layer_uid"]]
+        rows: list[dict[str, Any]] = rows_at(table.arrow, positions).to_pylist()
         return rows
 
     def __repr__(self) -> str:

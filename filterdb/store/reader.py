@@ -13,17 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from filterdb.errors import (
-    CorruptShardError,
-    IncompleteStoreError,
-    StoreError,
     UnknownNameError,
-    UsageError,
 )
 from filterdb.store.filters import Filters, ShardReader, range_of
-from filterdb.store.layout import EXTRACTED_TABLES
 from filterdb.store.manifest import Manifest, read_manifest, read_plan, read_settings
-from filterdb.store.parquet import VERIFY_TIP, read_table
-from filterdb.store.parts import Layer, Tables, describe_store
+from filterdb.store.parquet import rows_at
+from filterdb.store.parts import Layer, Tables, describe_store, kernel_error, read_committed
 from filterdb.store.plan import Plan
 from filterdb.store.query import LAYER_VIEW, run_query, view_columns
 from filterdb.store.schema import MANIFEST, TABLES
@@ -202,31 +197,8 @@ class Store:
         if name not in TABLES:
             raise UnknownNameError("table", name, [*TABLES, "manifest"], where="the store")
         if name not in self._loaded:
-            self._loaded[name] = Table(self._read(name), name=name)
+            self._loaded[name] = Table(read_committed(self, name), name=name)
         return self._loaded[name]
-
-    def _read(self, name: str) -> pa.Table:
-        row = self.committed.tables.get(name)
-        if row is None:
-            command = "extract CATALOG --store" if name in EXTRACTED_TABLES else "analyze"
-            raise IncompleteStoreError(
-                f"{self.path} has no table {name!r} yet", tip=f"run filterdb {command} {self.path}"
-            )
-        path = self.path / row.path
-        if not path.exists() and read_manifest(self.path).generation != self.generation:
-            raise StoreError(
-                f"{self.path} was committed to since it was opened, and this table is gone",
-                tip="open the store again",
-            )
-        size = path.stat().st_size if path.exists() else None
-        if size is not None and size != row.bytes:
-            raise CorruptShardError(
-                f"{path} is not the file that was committed: expected {row.bytes:,} bytes, "
-                f"got {size:,}",
-                tip=VERIFY_TIP,
-            )
-        # Parquet forgets the name of list items, so the declared schema is put on again.
-        return read_table(path).cast(TABLES[name].arrow)
 
     # -------------------------------------------------------------- questions
 
@@ -317,7 +289,7 @@ class Store:
         """
         known = self.kernels()
         if kernel not in known:
-            self._refuse_kernel(kernel, known)
+            raise kernel_error(self, kernel, known)
         wanted = None if dtype is None else np.dtype(dtype)
         return Filters(
             self.path,
@@ -349,19 +321,6 @@ class Store:
                 counts[kernel] += n_filters
         return counts
 
-    def _refuse_kernel(self, kernel: str, known: dict[str, int]) -> None:
-        listed = ", ".join(f"{k} ({n:,})" for k, n in known.items()) or "none"
-        parts = kernel.split("x")
-        if all(p == "1" for p in parts):
-            raise UsageError(
-                f"{kernel} kernels have no shape, so their filters are not stored; their layers "
-                "are rows of store.layers, with their statistics in store.layer_states",
-                tip=f"kernels stored: {listed}",
-            )
-        error = UnknownNameError("kernel", kernel, known, where=str(self.path))
-        error.tip = f"kernels stored: {listed}"
-        raise error
-
     @cached_property
     def _model_rows(self) -> dict[ModelId, dict[str, Any]]:
         names = {
@@ -375,17 +334,21 @@ class Store:
         }
 
     def _stored_layers(self, kernel: str, where: str | None) -> pa.Table:
-        import pyarrow.compute as pc
-
-        layers = self.layers.arrow
-        mask = pc.and_(
-            pc.equal(layers.column("kernel"), kernel),
-            pc.and_(pc.is_valid(layers.column("shard")), pc.is_null(layers.column("shared_with"))),
-        )
+        chosen = None
         if where is not None:
-            chosen = self.sql(f"SELECT layer_uid FROM {LAYER_VIEW} WHERE (\n{where}\n)").arrow
-            mask = pc.and_(mask, pc.is_in(layers.column("layer_uid"), chosen.column(0)))
-        return layers.filter(mask)
+            answer = self.sql(f"SELECT layer_uid FROM {LAYER_VIEW} WHERE (\n{where}\n)")
+            chosen = set(answer["layer_uid"].to_pylist())
+        names = ("layer_uid", "kernel", "shard", "shared_with")
+        columns = (self.layers[name].to_pylist() for name in names)
+        positions = [
+            position
+            for position, (uid, of, shard, shared_with) in enumerate(zip(*columns, strict=True))
+            if of == kernel
+            and shard is not None
+            and shared_with is None
+            and (chosen is None or uid in chosen)
+        ]
+        return rows_at(self.layers.arrow, positions)
 
     def layer(self, model_id: str, name: str) -> Layer:
         """Return one layer.
@@ -407,13 +370,12 @@ class Store:
         UnknownNameError
             No such model, or no such layer in it; the nearest are named.
         """
-        import pyarrow.compute as pc
-
         models = self.models["model_id"].to_pylist()
         if model_id not in models:
             raise UnknownNameError("model", model_id, models, where=str(self.path))
-        layers = self.layers.arrow
-        rows = layers.filter(pc.equal(layers.column("model_id"), model_id)).to_pylist()
+        owners = self.layers["model_id"].to_pylist()
+        positions = [i for i, owner in enumerate(owners) if owner == model_id]
+        rows = rows_at(self.layers.arrow, positions).to_pylist()
         for row in rows:
             if name in (row["name"], row["layer_uid"], row["layer_uid"][len(model_id) + 1 :]):
                 return Layer(self, {**row, **self._model_rows[model_id]})

@@ -22,15 +22,14 @@ import h5py  # noqa: F401 - imported once here, not in every fork
 import pandas as pd  # noqa: F401
 import pyarrow.parquet  # noqa: F401
 
+from filterdb.store.collect import collect_tables
 from filterdb.store.layout import LOCK_FILE
 from filterdb.store.shards import assemble_shard
-from filterdb.store.staging import read_stage, stage_model
+from filterdb.store.staging import StagedModel, read_stage, stage_model
 from filterdb.store.verify import verify
 from filterdb.store.writer import commit, create, locked, next_plan, pending
 from filterdb.testing import (
     LAYER_SPECS,
-    StagedModel,
-    collect_tables,
     failed_model,
     make_entries,
     make_model,

@@ -86,9 +86,9 @@ LIMITED = """
 import resource, sys
 from filterdb.errors import PipelineError
 from filterdb.testing import extract_entries, make_entries
-import filterdb.testing
+import filterdb.testing.stores
 models = {e.id: filterdb.testing.make_model(e) for e in make_entries(4)}
-filterdb.testing.make_model = lambda entry, seed: models[entry.id]
+filterdb.testing.stores.make_model = lambda entry, seed: models[entry.id]
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
 try:
     extract_entries(sys.argv[1], make_entries(4))

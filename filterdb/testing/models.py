@@ -1,33 +1,18 @@
-"""For tests, ours and yours: tiny catalogues, random layers, a store in a temporary folder.
-
-Everything is made from an explicit seed and goes through the real writer, so a store made here is
-a store like any other.
-"""
+"""Models that exist nowhere: catalogue entries, layers, stages."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from filterdb.catalog.model import Entry
 from filterdb.stats.state import layer_state
-from filterdb.store.collect import collect_tables
-from filterdb.store.reader import Store, open_store
-from filterdb.store.shards import assemble_shard
-from filterdb.store.staging import StagedLayer, StagedModel, stage_model
-from filterdb.store.writer import commit, create, locked, next_plan, pending
+from filterdb.store.staging import StagedLayer, StagedModel
 from filterdb.types import AnyArray, ModelId, Role, Shape, kernel_label
-
-if TYPE_CHECKING:
-    from hypothesis.strategies import SearchStrategy
 
 TASKS = ("classification", "segmentation", "ocr", "super_resolution")
 VISUAL_CATEGORIES = ("natural", "documents", "medical")
@@ -374,169 +359,3 @@ def make_model(
     return StagedModel(
         model=model_row(entry, layers, n_skipped=1), layers=layers, skipped=skipped, key=entry.id
     )
-
-
-def extract_entries(
-    path: str | os.PathLike[str],
-    entries: Sequence[Entry],
-    *,
-    seed: int = 0,
-    fail: Sequence[ModelId] = (),
-    retry: bool = False,
-    shard_bytes: int = TEST_SHARD_BYTES,
-) -> Store:
-    """Do what an extraction does, with models made by :func:`make_model`.
-
-    Parameters
-    ----------
-    path
-        The store's folder; made, or appended to.
-    entries
-        Catalogue entries.
-    seed
-        Of the weights.
-    fail
-        Ids of models that fail.
-    retry
-        Try again what failed before.
-    shard_bytes
-        Size of a new store's shards.
-
-    Returns
-    -------
-    Store
-        Opened.
-    """
-    with locked(path) as folder:
-        create(folder, shard_bytes=shard_bytes)
-        plan = next_plan(folder, entries, retry=retry)
-        todo = pending(folder, plan, [e.id for e in entries], retry=retry)
-        by_id = {e.id: e for e in entries}
-        for model_id in todo:
-            entry = by_id[model_id]
-            failed = model_id in fail
-            stage_model(
-                folder, model_id, failed_model(entry) if failed else make_model(entry, seed=seed)
-            )
-        waiting = set(todo)
-        shards = []
-        for number in range(len(plan.shards)):
-            members = [m for m in plan.members(number) if m in waiting]
-            shards.append(assemble_shard(folder, number, members) if members else None)
-        commit(
-            folder,
-            tables=collect_tables(folder, plan),
-            shards=[s for s in shards if s is not None],
-            plan=plan,
-        )
-    return open_store(path)
-
-
-def make_store(
-    tmp_path: str | os.PathLike[str],
-    *,
-    n_models: int = 3,
-    seed: int = 0,
-    n_failures: int = 0,
-    name: str = "store",
-) -> Store:
-    """Make a small valid store through the real writer.
-
-    Parameters
-    ----------
-    tmp_path
-        Folder to make it in.
-    n_models
-        Models in its catalogue, the failing ones among them.
-    seed
-        Of everything random in it.
-    n_failures
-        How many of the models, the last ones, fail.
-    name
-        Name of the store's folder.
-
-    Returns
-    -------
-    Store
-        Opened; nothing is analysed in it yet.
-    """
-    entries = make_entries(n_models, seed=seed)
-    fail = [e.id for e in entries[n_models - n_failures :]]
-    return extract_entries(Path(tmp_path) / name, entries, seed=seed, fail=fail)
-
-
-@contextlib.contextmanager
-def temporary_store(*, n_models: int = 3, seed: int = 0, n_failures: int = 0) -> Iterator[Store]:
-    """Make a store in a temporary folder that goes away again.
-
-    Parameters
-    ----------
-    n_models, seed, n_failures
-        See :func:`make_store`.
-
-    Yields
-    ------
-    Store
-        Opened.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        yield make_store(folder, n_models=n_models, seed=seed, n_failures=n_failures)
-
-
-# ------------------------------------------------------------------ Hypothesis
-
-
-def entry_lists(*, max_size: int = 20, prefix: str = "m") -> SearchStrategy[tuple[Entry, ...]]:
-    """Return a Hypothesis strategy for catalogues.
-
-    Parameters
-    ----------
-    max_size
-        Most entries.
-    prefix
-        Ids begin with it.
-
-    Returns
-    -------
-    SearchStrategy
-        Tuples of entries with unique ids, sizes from 0 to beyond a shard, some unknown.
-    """
-    from hypothesis import strategies as st
-
-    sizes = st.one_of(st.none(), st.integers(0, 3 * TEST_SHARD_BYTES))
-    ids = st.lists(st.integers(0, 10_000), unique=True, max_size=max_size)
-
-    @st.composite
-    def draw_entries(draw: Any) -> tuple[Entry, ...]:
-        return tuple(
-            Entry(id=f"{prefix}{i}", uri=f"file:{i}.npz", bytes=draw(sizes)) for i in draw(ids)
-        )
-
-    return draw_entries()
-
-
-def convolution_weights(*, max_channels: int = 6) -> SearchStrategy[AnyArray]:
-    """Return a Hypothesis strategy for canonical weights.
-
-    Parameters
-    ----------
-    max_channels
-        Most channels on either side.
-
-    Returns
-    -------
-    SearchStrategy
-        (out_channels, in_channels / groups, *kernel), rank 1 to 3, every stored dtype.
-    """
-    from hypothesis import strategies as st
-
-    @st.composite
-    def draw_weights(draw: Any) -> AnyArray:
-        rank = draw(st.integers(1, 3))
-        kernel = tuple(draw(st.integers(1, 4)) for _ in range(rank))
-        channels = (draw(st.integers(1, max_channels)), draw(st.integers(1, max_channels)))
-        dtype = draw(st.sampled_from(["float16", "float32", "float64"]))
-        rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-        return random_weights(rng, (*channels, *kernel), dtype=dtype)
-
-    return draw_weights()
