@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from filterdb.errors import PipelineError, StoreError
+from filterdb.errors import FilterDBError, PipelineError, StoreError
 from filterdb.types import AnyArray, Shape, kernel_label
 
 STORE_FILE = "store.json"
@@ -239,8 +239,8 @@ def disk_errors(path: Path, *, needed: int | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if isinstance(error, StoreError):
-            raise
+        if isinstance(error, FilterDBError):
+            raise  # a clear error already
         words = os.strerror(error.errno).lower() if error.errno else str(error)
         size = ""
         if needed is not None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

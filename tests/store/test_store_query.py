@@ -15,6 +15,10 @@ from filterdb.store.query import view_columns
 
 if TYPE_CHECKING:
     from filterdb.store import Store
+from filterdb.store import open_store
+from filterdb.store.parquet import rows_to_table
+from filterdb.store.schema import QUALITY
+from filterdb.store.writer import commit, locked
 
 SECRET_TABLE = pa.table({"password": ["hunter2"]})
 
@@ -58,6 +62,25 @@ def test_the_view_joins_layers_models_and_quality(pristine: Store) -> None:
     assert table.num_rows == pristine.layers.num_rows
     assert len(set(view_columns())) == len(view_columns())
     assert {"model_name", "model_n_filters", "sparsity", "task", "bytes"} <= set(view_columns())
+
+
+def test_quality_is_in_the_view_once_analysed(spoilable: Store) -> None:
+    row = {"findings": [], "entropy": 0.5}
+    uids = spoilable.layers["layer_uid"].to_pylist()
+    rows = [
+        {**row, "layer_uid": uid, "weights": weights, "sparse": sparse, "sparsity": value}
+        for uid, share in ((uids[0], 0.9), (uids[2], 0.1))
+        for weights in ("raw", "folded")
+        for sparse, value in (("kept", share), ("removed", 0.0))
+    ]
+    with locked(spoilable.path):
+        commit(spoilable.path, tables={"quality": rows_to_table(QUALITY, rows)})
+    store = open_store(spoilable.path)
+    assert store.sql("from layer_view").num_rows == len(uids)  # one row a layer still
+    assert store.select_layers("sparsity > 0.5")["layer_uid"].to_pylist() == [uids[0]]
+    assert [b.layer["layer_uid"] for b in store.filters("3x3", where="sparsity < .5")] == [uids[2]]
+    assert store.sql("select count(*) as n from quality").to_pylist() == [{"n": 8}]
+    assert "quality" in store.sql("show tables")["name"].to_pylist()
 
 
 #: Functions that read memory at an address: only the check of names keeps these out.

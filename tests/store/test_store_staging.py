@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import h5py
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from filterdb.errors import LayerError, StoreError
-from filterdb.store.layout import ALIGNMENT, file_sha256
-from filterdb.store.shards import assemble_shard, assembled_path
+from filterdb.store.filters import map_dataset
+from filterdb.store.layout import ALIGNMENT, file_sha256, tensor_sha256
+from filterdb.store.shards import assemble_shard, assembled_path, place_layers
 from filterdb.store.staging import StagedLayer, StagedModel, read_stage, stage_model
 from filterdb.store.writer import clean, create
-from filterdb.testing import failed_model, make_entries, make_model
+from filterdb.testing import (
+    LayerSpec,
+    convolution_weights,
+    failed_model,
+    make_entries,
+    make_model,
+    model_row,
+    random_layers,
+)
+
+if TYPE_CHECKING:
+    from filterdb.types import AnyArray
 
 
 @pytest.fixture
@@ -143,6 +159,34 @@ def test_a_shard_holds_the_filters_in_order(store_path: Path) -> None:
             assert file[name].chunks is None
         assert file.attrs["format"] == b"filterdb-shard"
         assert shard.rows == sum(file[name].shape[0] for name in found)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(convolution_weights(), max_size=6))
+def test_whatever_the_shapes_what_goes_in_comes_out(weights: list[AnyArray]) -> None:
+    layers = [random_layer(f"layer{i}", w) for i, w in enumerate(weights)]
+    with tempfile.TemporaryDirectory() as folder:
+        store_path = create(folder)
+        row = model_row(ENTRIES[0], layers)
+        stage = stage_model(store_path, ENTRIES[0].id, StagedModel(model=row, layers=layers))
+        [placed] = place_layers([stage.table("layers")], 0)
+        shard = assemble_shard(store_path, 0, [ENTRIES[0].id])
+        for row, w in zip(placed.to_pylist(), weights, strict=True):
+            assert row["tensor_sha256"] == tensor_sha256(w)
+            if row["shard"] is None:
+                assert np.prod(w.shape[2:]) == 1
+                continue
+            assert shard is not None
+            values = map_dataset(shard.path, row["dataset"])[row["start"] : row["stop"]]
+            assert values.dtype == w.dtype
+            assert np.array_equal(values.reshape(w.shape), w, equal_nan=True)
+            assert not values.flags.writeable
+
+
+def random_layer(name: str, weights: AnyArray) -> StagedLayer:
+    spec = LayerSpec(name, weights.shape[0], weights.shape[1], weights.shape[2:], "spatial")
+    [made] = random_layers(ENTRIES[0].id, np.random.default_rng(0), specs=[spec])
+    return replace(made, weights=weights, states=())
 
 
 def test_the_same_stages_give_the_same_bytes(tmp_path: Path) -> None:
