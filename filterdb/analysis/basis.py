@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from filterdb.errors import AnalysisError
+from filterdb.stats.kernels import scale_divisors
 
 if TYPE_CHECKING:
-    from filterdb.types import FloatArray
+    from collections.abc import Mapping
+
+    from filterdb.types import AnyArray, FloatArray
 
 FORMAT = "filterdb-basis"
 FORMAT_VERSION = 1
@@ -57,6 +60,44 @@ class Basis:
     scaling: str
     sparse: str
     fingerprint: str
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Basis:
+        """Return the basis that a row of ``bases`` holds.
+
+        Parameters
+        ----------
+        row
+            The row, as ``store.bases.to_pylist()`` gives it.
+
+        Returns
+        -------
+        Basis
+            To be saved, or to project filters on.
+        """
+        values: dict[str, Any] = {name: row[name] for name in (*_WORDS, "n_models", "n_filters")}
+        values |= {name: np.array(row[name], dtype=np.float64) for name in _ARRAYS}
+        size = len(values["mean"])
+        values["components"] = values["components"].reshape(size, size)
+        return cls(**values)
+
+    def project(self, filters: AnyArray) -> FloatArray:
+        """Return the coefficients of filters on the components.
+
+        Parameters
+        ----------
+        filters
+            (n, k²) as stored; they are scaled here as the basis' filters were.
+
+        Returns
+        -------
+        ndarray
+            (n, k²). No filter is left out, whatever `sparse` says: that needs the whole layer.
+        """
+        values = np.asarray(filters, dtype=np.float64)
+        if self.scaling == "max_abs":
+            values = values / scale_divisors(np.abs(values).max(axis=1, initial=0.0))[:, None]
+        return np.asarray((values - self.mean) @ self.components.T)
 
     def save(self, path: str | Path) -> None:
         """Write the basis as JSON, every number exactly.

@@ -179,6 +179,17 @@ def test_sign_rule_and_order():
     assert (peaks > 0).all()
 
 
+def test_a_row_of_bases_is_a_basis_that_projects(store):
+    _, bases = pca.analyse(store, AnalysisConfig(by=("task",), weighting="filter", draws=2))
+    row = next(r for r in bases.to_pylist() if r["group"] == "ocr" and r["kernel"] == "3x3")
+    basis = Basis.from_row(row)
+    raw = np.concatenate([b.values for b in store.filters("3x3", where="task = 'ocr'", dtype="f8")])
+    coefficients = basis.project(raw)
+    np.testing.assert_allclose(coefficients.mean(axis=0), 0.0, atol=1e-12)
+    variances = coefficients.var(axis=0, ddof=1)
+    np.testing.assert_allclose(variances, basis.eigenvalues, rtol=1e-9)
+
+
 def test_basis_file_round_trip(store, tmp_path):
     config = AnalysisConfig(by=())
     states = kernel_states(store.layers.arrow, store.layer_states.arrow, "3x3", config)

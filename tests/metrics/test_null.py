@@ -8,6 +8,7 @@ from scipy import stats
 
 from filterdb.metrics import null
 from filterdb.metrics.null_table import DRAWS, MOMENT_RATIOS
+from filterdb.metrics.randomness import entropy_threshold
 
 
 def entropies(k: int, n: int, draws: int, rng: np.random.Generator) -> np.ndarray:
@@ -102,3 +103,13 @@ def test_the_table_is_what_the_function_makes():
     for k in (3, 4, 9):
         again = null.fit_moment_ratios(k, DRAWS[k], np.random.default_rng([2022, k]), degree=4)
         np.testing.assert_allclose(again, MOMENT_RATIOS[k], atol=1e-4)
+
+
+def test_the_published_threshold_is_not_calibrated(rng):
+    # published_values.md: at n = 256 only 92 % of truly random layers pass T_H, and at 65,536
+    # layers pass that are plainly not random.
+    drawn = entropies(9, 256, 20_000, rng)
+    assert (drawn > entropy_threshold(256)).mean() == pytest.approx(0.92, abs=0.015)
+    n = 65_536
+    assert entropies(9, n, 2_000, rng).min() > entropy_threshold(n)
+    assert null.p_value(float(entropy_threshold(n)), float(n), 9) < 1e-100
