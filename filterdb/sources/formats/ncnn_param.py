@@ -56,9 +56,20 @@ class LayerRecord:
         -------
         int
             Its value.
+
+        Raises
+        ------
+        MalformedFileError
+            If it is not finite or has more than 32 bits.
         """
         value = self.parameters.get(key, default)
-        return default if isinstance(value, tuple) else int(value)
+        if isinstance(value, tuple):
+            return default
+        if not abs(value) < 1 << 31:
+            raise MalformedFileError(
+                f"ncnn layer {self.name!r} ({self.kind}): parameter {key} is no integer: {value}"
+            )
+        return int(value)
 
     def real(self, key: int, default: float) -> float:
         """Return a float parameter.
