@@ -20,7 +20,14 @@ from filterdb.report.layerwords import (
 )
 from filterdb.report.modelwords import model_sentences
 from filterdb.report.numbers import count, megabytes, short, words
-from filterdb.report.pictures import DRAW_ALL, DRAW_SOME, filter_sheet, pack_filters, sample_filters
+from filterdb.report.pictures import (
+    DRAW_ALL,
+    DRAW_SOME,
+    filter_sheet,
+    pack_filters,
+    row_width,
+    sample_filters,
+)
 from filterdb.report.sections.common import clean
 from filterdb.report.sections.findings import severity_mark
 from filterdb.report.sections.quality import depth_bands
@@ -34,9 +41,11 @@ if TYPE_CHECKING:
 
 #: A page is kept below this by drawing fewer filters a layer; how many stands under each picture.
 PAGE_BYTES = 125_000
+#: … or, where a model has many layers, below this for each of them.
+_PER_LAYER = 2_100
 _FIXED_BYTES = 17_000
-_LAYER_BYTES = 1_650
-_COUNTS = (DRAW_ALL, DRAW_SOME, 48, 32, 24, 16, 12, 8)
+_LAYER_BYTES = 1_350
+_COUNTS = (DRAW_ALL, DRAW_SOME, 48, 32, 24, 16)
 _LARGEST_DRAWN = 121
 
 
@@ -166,7 +175,7 @@ def _facts(row: dict[str, Any]) -> list[tuple[str, str]]:
 def _how_many(rows: Sequence[dict[str, Any]]) -> list[int]:
     """Return how many filters of each layer to draw, so that the page keeps its size."""
     sizes = [_coefficients(r) if _is_drawn(r) else 0 for r in rows]
-    room = PAGE_BYTES - _FIXED_BYTES - _LAYER_BYTES * len(rows)
+    room = max(PAGE_BYTES, _PER_LAYER * len(rows)) - _FIXED_BYTES - _LAYER_BYTES * len(rows)
     for most in _COUNTS:
         shown = [
             min(int(r["n_filters"]), most if r["n_filters"] <= most or most < DRAW_ALL
@@ -175,7 +184,7 @@ def _how_many(rows: Sequence[dict[str, Any]]) -> list[int]:
         ]  # fmt: skip
         # A picture takes about .8 bytes a coefficient, its numbers one and eight more a filter.
         needed = sum(
-            (220 + n * (0.8 * size + size + 8)) * 4 / 3
+            (220 + n * (0.8 * size + size + 6)) * 4 / 3
             for n, size in zip(shown, sizes, strict=True)
             if size
         )
@@ -228,7 +237,7 @@ def _layer(
         "sheet": drawn,
         "why": "" if drawn else _why_no_picture(row),
         "spectrum": spectrum(shares) if shares is not None else "",
-        "first": f"first component {short(100 * float(shares[0]), 2)} %"
+        "first": f"{short(100 * float(shares[0]), 2)} %"
         if shares is not None else "",
     }  # fmt: skip
 
@@ -283,6 +292,7 @@ def _sheet(corpus: Corpus, row: dict[str, Any], n_drawn: int) -> dict[str, Any]:
         "height": zoom * sheet.height,
         "columns": sheet.columns,
         "packed": pack_filters(sample),
+        "w": row_width(sample),
         "k": row["kernel"],
         "limit": f"{sample.limit:.6g}",
         "alt": f"{which} of {shorten(str(row['name']))}, largest norm first.{empty}",

@@ -197,14 +197,34 @@ def pack_filters(sample: Sample) -> str:
     Returns
     -------
     str
-        Base64 of, for n filters of k*k: n int32 rows, n float32 largest |w|, n*k*k int8
-        (127ths of the filter's own largest |w|). Little endian.
+        Base64 of, for n filters of k*k: n float32 largest |w|, n rows of `row_width` bytes,
+        n*k*k int8 (127ths of the filter's own largest |w|). Little endian.
     """
     values = np.nan_to_num(sample.values.astype(np.float64), posinf=0.0, neginf=0.0)
     top = np.abs(values).max(axis=1, initial=0.0)
     scaled = np.rint(values / np.where(top > 0, top, 1.0)[:, None] * 127).astype(np.int8)
-    parts = (sample.rows.astype("<i4").tobytes(), top.astype("<f4").tobytes(), scaled.tobytes())
+    parts = (
+        top.astype("<f4").tobytes(),
+        sample.rows.astype(f"<u{row_width(sample)}").tobytes(),
+        scaled.tobytes(),
+    )
     return base64.b64encode(b"".join(parts)).decode("ascii")
+
+
+def row_width(sample: Sample) -> int:
+    """Return the bytes of a row number in `pack_filters`.
+
+    Parameters
+    ----------
+    sample
+        The filters drawn.
+
+    Returns
+    -------
+    int
+        2 or 4.
+    """
+    return 2 if sample.n_total <= 65_536 else 4
 
 
 def eigenfilter_strip(components: npt.ArrayLike, kernel: tuple[int, ...], *, limit: float) -> Sheet:

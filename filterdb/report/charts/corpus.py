@@ -173,7 +173,8 @@ def owners(rows: Rows, named: Rows) -> alt.LayerChart:
     """
     x = alt.X("rank:Q", title="rank of the model (log scale)",
               scale=alt.Scale(type="log", nice=False, domain=[0.9, max(12, len(rows) * 1.1)]),
-              axis=alt.Axis(values=_decades(1, 2 * len(rows), steps=(1, 2, 5)), format="~s"))  # fmt: skip
+              axis=alt.Axis(values=_decades(1, 2 * len(rows), steps=(1, 2, 5)),
+                            format="~s"))  # fmt: skip
     top = max(row["filters"] for row in rows)
     low = min(row["filters"] for row in rows)
     y = alt.Y("filters:Q", title="filters larger than 1×1 (log scale)",

@@ -32,7 +32,8 @@ def cumulative(
         One line a group, thin; all models, bold; random twins dashed; published hollow.
     """
     ticks = list(range(1, n_components + 1))
-    x = alt.X("component:Q", title="components kept", scale=alt.Scale(domain=[0.8, n_components + 2.6]),
+    x = alt.X("component:Q", title="components kept",
+              scale=alt.Scale(domain=[0.8, n_components + 2.6]),
               axis=alt.Axis(values=ticks, format="d", grid=False))  # fmt: skip
     y = alt.Y("value:Q", title="share of variance explained",
               scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%", tickCount=6))  # fmt: skip

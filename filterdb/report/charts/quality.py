@@ -82,7 +82,8 @@ def cells(
     altair.LayerChart
         Counted cells and linked marks.
     """
-    x = alt.X("x0:Q", title="sparsity: share of nearly empty filters", scale=alt.Scale(domain=[0, right]),
+    x = alt.X("x0:Q", title="sparsity: share of nearly empty filters",
+              scale=alt.Scale(domain=[0, right]),
               axis=alt.Axis(format="%", grid=False))  # fmt: skip
     y = alt.Y("y0:Q", title="entropy, share of the possible",
               scale=alt.Scale(domain=[bottom, 1]), axis=alt.Axis(grid=False))  # fmt: skip

@@ -192,14 +192,10 @@ def _local_links(svg: str) -> str:
 
 def _one_tab_stop(svg: str) -> str:
     """Only the first link of a figure is in the tab order; arrows move among the others."""
-    first = True
-
-    def stop(match: re.Match[str]) -> str:
-        nonlocal first
-        index, first = (0 if first else -1), False
-        return f'<a tabindex="{index}" '
-
-    return re.sub(r"<a ", stop, svg)
+    head, link, tail = svg.partition("<a ")
+    if not link:
+        return svg
+    return head + '<a tabindex="0" ' + tail.replace("<a ", '<a tabindex="-1" ')
 
 
 def _name_root(svg: str, slug: str) -> str:

@@ -273,7 +273,8 @@ def _owners(corpus: Corpus) -> Figure:
     named = min(10, len(rows))
     caption = (
         f"Each model's filters larger than 1×1, largest first, on log scales; the dots are the "
-        f"{named} largest ({', '.join(r['name'] for r in rows[:3])} lead), which hold {share(top / total)} of {count(total)} filters. Pooling "
+        f"{named} largest ({', '.join(r['name'] for r in rows[:3])} lead), which hold "
+        f"{share(top / total)} of {count(total)} filters. Pooling "
         "filters would let them speak for their group, so each model weighs the same by default. "
         f"n = {plural(len(rows), 'model')}."
     )
@@ -319,5 +320,5 @@ def _failures(corpus: Corpus) -> Table | None:
         for row in ordered.to_dict("records")
     )
     note = f"{plural(len(corpus.failures), 'model')}; all are in data/failures.csv."
-    return Table("failures", "Models that could not be read",
-                 ("Model", "Stage", "Error", "Message", "Tried again by itself"), rows, note)  # fmt: skip
+    heads = ("Model", "Stage", "Error", "Message", "Tried again by itself")
+    return Table("failures", "Models that could not be read", heads, rows, note)

@@ -131,7 +131,7 @@ def build(corpus: Corpus) -> Part:
             blocks.append(sentence)
             if not headlines or sentence.values["certain"]:
                 headlines.append(sentence)
-        blocks += [_matrix(corpus, distances), _dots(corpus, distances)]
+        blocks += [_matrix(distances), _dots(corpus, distances)]
     missing = tuple(f"Figure {b.label}: {b.missing}" for b in blocks
                     if isinstance(b, Figure) and b.missing)  # fmt: skip
     return Part(Section("drift", "Drift", tuple(blocks)), tuple(headlines), missing)
@@ -291,13 +291,14 @@ def _speech(distances: Distances, a: str, b: str) -> str:
     return f"{between}{_named(distances, a)}{other}: " + ", ".join(parts)
 
 
-def _matrix(corpus: Corpus, distances: Distances) -> Figure:
+def _matrix(distances: Distances) -> Figure:
     question = f"Which groups by {words(distances.axis)} have filters of another shape?"
     part = slug(distances.axis)[:30]
     groups = distances.groups
     if len(groups) < 2:
-        return absent(8, question, f"The grouping {distances.axis} has {plural(len(groups), 'group')} "
-                      "with 3×3 filters; two are needed.", part=part)  # fmt: skip
+        n = plural(len(groups), "group")
+        reason = f"The grouping {distances.axis} has {n} with 3×3 filters; two are needed."
+        return absent(8, question, reason, part=part)
     top = _top(distances)
     cells, order, gap = [], [], False
     for group in groups:
@@ -311,17 +312,20 @@ def _matrix(corpus: Corpus, distances: Distances) -> Figure:
     size = 46 if len(groups) <= 13 else 36 if len(groups) <= 26 else 18
     drawing = draw(charts.matrix(cells, order, top=top, cell=size), slug=f"fig-8-{part}")
     values = [v for v in _off_diagonal(distances) if v is not None]
+    pairs = (
+        f"Median D {short(float(np.median(values)), 2)} over {plural(len(values), 'pair')}."
+        if values
+        else "No pair has a value; the reasons are in the data."
+    )
     caption = (
         "D (summed over components, weighted by explained variance) between the groups’ filter "
         "shapes. Below the diagonal: the estimate; above: the lower end of its 95 % interval over "
         "models, same colours, so what is certain stays bright; on it: two random halves of the "
         "group. A dot in the corner: not beyond chance (q ≥ 0.05) or too few models to test; ×: "
-        f"no value; yellow also stands for anything above the scale. Groups of one model, or of "
-        f"fewer than {FEW_FILTERS:,} filters, whose D is inflated, stand apart. In brackets: models. Median D {short(float(np.median(values)), 2)}"
-        f" over {plural(len(values), 'pair')}"
-        if values
-        else "No pair has a value; the reasons are in the data"
-    ) + "."
+        "no value. The brightest colour also stands for all above the scale. Groups of one model, "
+        f"or of fewer than {FEW_FILTERS:,} filters, whose D is inflated, stand apart. In "
+        f"brackets: models. {pairs}"
+    )
     if distances.axis == "task" and values:
         caption += (
             f" CNN Filter DB, pooled by filter, read {short(published.TASK_DRIFT[0], 2)} "

@@ -70,8 +70,7 @@ def build(corpus: Corpus) -> Part:
         _pictures(corpus, everyone, twins),
         _cumulative(corpus, everyone, twins),
     ]
-    for axis in _axes(corpus):
-        blocks.append(_strips(corpus, everyone, axis))
+    blocks += [_strips(corpus, everyone, axis) for axis in _axes(corpus)]
     blocks += [_groups(corpus, axis) for axis in _axes(corpus)]
     kept = tuple(b for b in blocks if b is not None)
     missing = tuple(f"Figure {b.label}: {b.missing}" for b in kept
@@ -363,7 +362,7 @@ def _groups(corpus: Corpus, axis: str) -> Table | None:
                     number=True,
                     reason=reason,
                 ),
-                Cell(f"{short(low, 2)} to {short(clean(d['high']), 2)}" if low is not None else NONE,
+                Cell(NONE if low is None else f"{short(low, 2)} to {short(clean(d['high']), 2)}",
                      number=True, reason=reason or "no interval for so few models"),
                 *(Cell(short(100 * v), number=True) for v in evr[:3]),
             )

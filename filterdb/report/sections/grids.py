@@ -182,7 +182,7 @@ def layers_grid(corpus: Corpus) -> Grid:
         GridColumn("entropy", "Entropy, 0–1", "decimal", _some(rows["entropy_norm"]),
                    "round(entropy_norm, 4)", "variance entropy H / log10 k²", 5.2),
         GridColumn("p", "p (noise)", "float", _some(rows["p_random"]),
-                   "cast(p_random as float)", "p-value of H under independent Gaussian filters", 4.6),
+                   "cast(p_random as float)", "p-value of H under Gaussian noise", 4.6),
         GridColumn("orthogonality", "Orthog.", "decimal", _some(rows["orthogonality"]),
                    "round(orthogonality, 4)", "O, 1 for orthogonal filters", 5.2),
         GridColumn("percentile", "Sparsity percentile", "integer", _percentiles(corpus), "",

@@ -190,7 +190,7 @@ def _bands(corpus: Corpus, number: int, metric: str, question: str, title: str) 
 
 
 def _span(rows: list[dict[str, Any]]) -> tuple[float, float]:
-    """Ends of a 0-to-1 axis that is cut below only where the data leave much of it empty."""
+    """Return the ends of a 0-to-1 axis, cut only where the data leave much of it empty."""
     low = min(row["p5"] for row in rows)
     high = max(row["p95"] for row in rows)
     return (math.floor(low * 10) / 10 if low > 0.5 else 0.0, 1.0 if high > 0.5 else

@@ -3,8 +3,8 @@ function sheets() {
   const all = [...D.querySelectorAll("[data-f]")]; if (!all.length) return;
   const vik = D.body.dataset.vik.match(/../g).map((h) => parseInt(h, 16)), model = Math.max(...all.map((e) => +e.dataset.limit));
   for (const im of all) {
-    const b = bytesOf(im.dataset.f), k2 = im.dataset.k.split("x").reduce((a, c) => a * +c, 1), n = b.length / (8 + k2), view = new DataView(b.buffer);
-    im.got = { n, k2, row: (i) => view.getInt32(4 * i, true), top: (i) => view.getFloat32(4 * (n + i), true), v: (i, j) => view.getInt8(8 * n + i * k2 + j) / 127 };
+    const b = bytesOf(im.dataset.f), k2 = im.dataset.k.split("x").reduce((a, c) => a * +c, 1), w = +im.dataset.w, n = b.length / (4 + w + k2), view = new DataView(b.buffer);
+    im.got = { n, k2, row: (i) => w === 2 ? view.getUint16(4 * n + 2 * i, true) : view.getUint32(4 * (n + i), true), top: (i) => view.getFloat32(4 * i, true), v: (i, j) => view.getInt8((4 + w) * n + i * k2 + j) / 127 };
   }
   const redraw = (how) => { for (const im of all) { const g = im.got, [kh, kw, depth] = shape(im), cols = +im.dataset.cols, c = D.createElement("canvas"); c.width = im.naturalWidth || im.width; c.height = im.naturalHeight || im.height;
     if (im.first == null) im.first = im.src; const under = im.closest(".sheet").querySelector(".limit"); if (under.first == null) under.first = under.textContent;
