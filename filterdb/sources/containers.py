@@ -6,10 +6,7 @@ written under one of ours, so no name, link or device in an archive can reach an
 
 from __future__ import annotations
 
-import bz2
 import contextlib
-import gzip
-import io
 import lzma
 import stat
 import tarfile
@@ -17,7 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import IO, TYPE_CHECKING, Literal, TypeAlias
 
 from filterdb.errors import (
     FetchError,
@@ -28,6 +25,7 @@ from filterdb.errors import (
     UnsupportedFormatError,
     nearest,
 )
+from filterdb.sources.forward_file import MAX_HEADER, ForwardFile, compression_of, decompress
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,8 +36,6 @@ MAX_MEMBER_BYTES = 64 * 1024**3
 MAX_RATIO = 200
 #: … unless it stays below this many bytes.
 RATIO_FREE_BYTES = 1024**3
-#: Central directory of a zip, header of a tar member: read whole, so bounded.
-_MAX_HEADER = 64 * 1024**2
 _BLOCK = 1 << 20
 
 Kind = Literal["zip", "tar"]
@@ -80,7 +76,7 @@ def container_kind(path: Path) -> Kind | None:
         head = file.read(512)
     if head[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
         return "zip"
-    if _compression(head) is not None or head[257:262] == b"ustar":
+    if compression_of(head) is not None or head[257:262] == b"ustar":
         return "tar"
     return None
 
@@ -248,10 +244,10 @@ def _check_directory(file: IO[bytes], size: int, what: str) -> None:
     zip64 = tail.rfind(b"PK\x06\x06", 0, at)
     if zip64 >= 0:
         length = int.from_bytes(tail[zip64 + 40 : zip64 + 48], "little")
-    if length > _MAX_HEADER:
+    if length > MAX_HEADER:
         raise UnsafeCheckpointError(
             f"{what}: the zip's table of contents takes {length:,} bytes, "
-            f"{_MAX_HEADER:,} is the most"
+            f"{MAX_HEADER:,} is the most"
         )
 
 
@@ -287,99 +283,16 @@ def _extract_zip(archive: zipfile.ZipFile, name: str, write: Write, *, what: str
 # Tar --------------------------------------------------------------------------------------------
 
 
-def _compression(head: bytes) -> str | None:
-    if head[:2] == b"\x1f\x8b":
-        return "gzip"
-    if head[:3] == b"BZh":
-        return "bzip2"
-    return "xz" if head[:6] == b"\xfd7zXZ\x00" else None
-
-
 @contextlib.contextmanager
 def _open_tar(path: Path, what: str) -> Iterator[tarfile.TarFile]:
     size = path.stat().st_size
     with _damage(f"{what}: the tar archive of {size:,} bytes"), path.open("rb") as file:
-        compression = _compression(file.read(8))
+        compression = compression_of(file.read(8))
         file.seek(0)
-        plain = _Forward(_decompress(file, compression), packed=size, what=what)
+        bound = max(MAX_RATIO * size, RATIO_FREE_BYTES)
+        plain = ForwardFile(decompress(file, compression), bound=bound, what=what)
         with tarfile.open(fileobj=plain, mode="r:") as archive:  # type: ignore[call-overload]
             yield archive
-
-
-def _decompress(file: IO[bytes], compression: str | None) -> IO[bytes]:
-    if compression == "gzip":
-        return io.BufferedReader(gzip.GzipFile(fileobj=file, mode="rb"))
-    if compression == "bzip2":
-        return bz2.BZ2File(file)
-    if compression == "xz":
-        return io.BufferedReader(_Xz(file))
-    return file
-
-
-class _Xz(io.RawIOBase):
-    """An xz stream read with a bound on the memory its header may ask for."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._decompressor = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=256 * 1024**2)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._decompressor.eof:
-            more = self._file.read(_BLOCK) if self._decompressor.needs_input else b""
-            if self._decompressor.needs_input and not more:
-                raise EOFError("the xz stream ends before its end mark")
-            block = self._decompressor.decompress(more, len(buffer))
-            if block:
-                buffer[: len(block)] = block
-                return len(block)
-        return 0
-
-
-class _Forward:
-    """A file that is only read forward, within the bounds on what an archive may inflate to."""
-
-    def __init__(self, file: IO[bytes], *, packed: int, what: str) -> None:
-        self._file = file
-        self._position = 0
-        #: More was asked for than there was: the end mark of the archive is missing.
-        self.ended = False
-        self._bound = max(MAX_RATIO * packed, RATIO_FREE_BYTES)
-        self._packed = packed
-        self._what = what
-
-    def tell(self) -> int:
-        return self._position
-
-    def read(self, size: int = -1) -> bytes:
-        # tarfile reads what a header claims in one piece; we copy in small ones.
-        if not 0 <= size <= _MAX_HEADER:
-            raise UnsafeCheckpointError(
-                f"{self._what}: a tar header claims {size:,} bytes, {_MAX_HEADER:,} is the most"
-            )
-        block = self._file.read(size)
-        self.ended = self.ended or len(block) < size
-        self._position += len(block)
-        if self._position > self._bound:
-            raise UnsafeCheckpointError(
-                f"{self._what}: {self._packed:,} bytes inflate to more than {self._bound:,}, "
-                f"{MAX_RATIO} times",
-                tip="no weights compress like that: this is a decompression bomb",
-            )
-        return block
-
-    def seek(self, target: int, whence: int = 0) -> int:
-        if whence != 0 or target < self._position:
-            raise tarfile.ReadError("members overlap")
-        while self._position < target:
-            if not self.read(min(_BLOCK, target - self._position)):
-                break
-        return self._position
-
-    def close(self) -> None:
-        self._file.close()
 
 
 def _tar_name(member: tarfile.TarInfo) -> str:

@@ -16,7 +16,7 @@ from filterdb.sources.origins.random_init import MODULES_KEY
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.slow]
 ARCH = "test_resnet"
 
 

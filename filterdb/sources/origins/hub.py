@@ -76,7 +76,7 @@ def obtain(request: Request) -> Stored:
     if request.sha256 is not None or _COMMIT.fullmatch(revision):
         known = request.cache.find(str(request.uri), sha256=request.sha256)
         if known is not None:
-            return known if known.uri else replace(known, uri=str(request.uri))
+            return replace(known, name=request.uri.file_name, uri=known.uri or str(request.uri))
     found = look_up(request.uri, repository, revision or "main")
 
     def fill(sink: Sink) -> Filled:
@@ -98,7 +98,7 @@ def obtain(request: Request) -> Stored:
     # A branch moves: only the commit (or the hash) may stand for the bytes.
     key = str(request.uri if request.sha256 is not None else found.uri)
     stored = request.cache.get(key, fill, sha256=request.sha256)
-    return replace(stored, uri=str(found.uri))
+    return replace(stored, name=request.uri.file_name, uri=str(found.uri))
 
 
 def measure(request: Request) -> int | None:

@@ -56,7 +56,8 @@ def obtain(request: Request) -> Stored:
         return Filled(name, str(uri))
 
     key = f"{uri} timm {version('timm')} torch {version('torch')}"
-    return request.cache.get(key, fill, sha256=request.sha256)
+    stored = request.cache.get(key, fill, sha256=request.sha256)
+    return replace(stored, name=name, uri=str(uri))
 
 
 def _build(arch: str, seed: int) -> Any:
