@@ -27,7 +27,7 @@ FEW_VALUES = 256
 #: … unless it has few weights anyhow.
 MANY_WEIGHTS = 4 * FEW_VALUES
 #: Medians of larger layers are taken from evenly spaced weights.
-_SAMPLE = 1 << 18
+_SAMPLE = 1 << 16
 
 ODDITIES: dict[str, FindingKind] = {
     kind.name: kind
