@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from filterdb.engine import Cluster
 from filterdb.engine import run as run_tasks
 from filterdb.errors import IncompleteStoreError
-from filterdb.types import AnyArray, FloatArray
 from pipelines.console import Console, format_seconds, plural
 from pipelines.run_log import RunLog
 
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from filterdb.analysis.config import AnalysisConfig
     from filterdb.analysis.shift import ScanTask
     from filterdb.store import Store
-    from filterdb.types import ProgressHook
+    from filterdb.types import AnyArray, FloatArray, ProgressHook
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"no {kind} {str(value)!r}", tip=_meant(str(value), words))
 
     def error(self, message: str) -> NoReturn:
+        """Raise what argparse would print."""
         raise UsageError(message, tip=f"see `{self.prog} --help`")
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:

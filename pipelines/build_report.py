@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipelines.console import Console, format_bytes, format_seconds, plural
 
+if TYPE_CHECKING:
+    from filterdb.report.model import ModelPages
+
 
 def run(
-    store_path: Path, out: Path, *, model_pages: str, force: bool, console: Console
+    store_path: Path, out: Path, *, model_pages: ModelPages, force: bool, console: Console
 ) -> int:
     """Write the report folder.
 
@@ -37,9 +41,7 @@ def run(
     started = time.monotonic()
     store = open_store(store_path)
     with console.progress() as progress:
-        summary = build_report(
-            store, out, model_pages=model_pages, force=force, progress=progress
-        )
+        summary = build_report(store, out, model_pages=model_pages, force=force, progress=progress)
     if summary.up_to_date:
         console.say(f"{out} is up to date")
     else:

@@ -73,7 +73,7 @@ def _check(
         for column in ("task", "visual_category", "format", "licence_weights")
     }
     archives = {e.archive_sha256 or e.uri.split("!/")[0] for e in entries}
-    facts = {
+    facts: dict[str, Any] = {
         "catalogue": catalogue.name,
         "sha256": catalogue.sha256,
         "n_models": len(entries),
@@ -100,13 +100,14 @@ def _scan(folder: Path, *, as_json: bool, console: Console) -> int:
     from filterdb.sources.scan import scan_folder
 
     with console.progress() as progress:
-        found = scan_folder(folder, progress=progress)
+        # Paths relative to this folder, where a shell puts `> mine.toml`.
+        found = scan_folder(folder, base=Path.cwd(), progress=progress)
     if as_json:
         print(to_json([_record(e) for e in found.catalogue.entries]))
     else:
         sys.stdout.write(to_toml(found.catalogue))
-    for path, reason in found.unread:
-        console.say(f"left out: {path}: {reason}")
+    for unread in found.unread:
+        console.say(f"left out: {unread.path}: {unread.reason}")
     console.say(
         f"{plural(len(found.catalogue.entries), 'model')} found, "
         f"{plural(len(found.unread), 'file')} left out; "

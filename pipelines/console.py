@@ -8,12 +8,11 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from filterdb.types import ProgressHook
     from filterdb.errors import FilterDBError
+    from filterdb.types import ProgressHook
 
 #: Work shorter than this needs no progress line.
 PATIENCE_S = 2.0

@@ -16,11 +16,11 @@ from pipelines.console import Console, format_bytes, format_seconds, plural
 from pipelines.run_log import RunLog
 
 if TYPE_CHECKING:
-    from filterdb.catalog.model import Entry
-    from filterdb.types import ModelId, ProgressHook
     from filterdb.catalog import Census
+    from filterdb.catalog.model import Entry
     from filterdb.store.plan import Plan
     from filterdb.store.shards import AssembledShard
+    from filterdb.types import ModelId, ProgressHook
 
 DONE, FAILED_MODELS = 0, 3
 #: Downloads at a time; they wait for the network, not for a core.

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filterdb.errors import UnknownNameError
-from pipelines.console import Console
 from pipelines.output import to_json
 
 if TYPE_CHECKING:
     from filterdb.analysis.inspect import SourceInfo
     from filterdb.layers.model import ModelLayers
+    from pipelines.console import Console
 
 FAIL_ON = 4
 
@@ -86,9 +86,7 @@ def _known(words: str | None, kinds: object) -> set[str]:
     return chosen
 
 
-def read_model_layers(
-    source: str, *, cache_path: Path | None
-) -> tuple[SourceInfo, ModelLayers]:
+def read_model_layers(source: str, *, cache_path: Path | None) -> tuple[SourceInfo, ModelLayers]:
     """Fetch and open a model, and find its layers.
 
     Parameters

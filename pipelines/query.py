@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipelines.output import write_arrow
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pipelines.console import Console

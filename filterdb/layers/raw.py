@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from filterdb.types import AnyArray, Shape, SkipReason
+if TYPE_CHECKING:
+    from filterdb.types import AnyArray, Shape, SkipReason
 
 #: What a node does, as far as filterdb cares. Readers translate their framework's operator names:
 #: ``conv``, ``conv_transpose``; ``linear`` (Gemm, MatMul, Dense); ``batch_norm`` (inference form,
@@ -62,7 +63,8 @@ class Tensor:
         A key equal for two tensors that are the very same bytes in the file (tied weights); None
         where the reader cannot tell.
     skip
-        A reason the reader itself knows to leave it out: ``("optimizer_state", "state.0.exp_avg")``.
+        A reason the reader itself knows to leave it out, with a detail:
+        ``("optimizer_state", "state.0.exp_avg")``.
     """
 
     name: str

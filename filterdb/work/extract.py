@@ -19,10 +19,10 @@ from filterdb.errors import FetchError, HashMismatchError, PipelineError, StoreE
 
 if TYPE_CHECKING:
     from filterdb.catalog.model import Entry
-    from filterdb.types import ModelId, Stage
     from filterdb.layers.model import ConvLayer, ModelLayers
     from filterdb.sources import Fetched
     from filterdb.store.staging import StagedLayer, StagedModel
+    from filterdb.types import ModelId, Stage
 
 #: Changes when extraction itself gives other rows for the same file; stages of older ones are
 #: then not taken up again.

@@ -83,7 +83,9 @@ def main() -> None:
         assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL, (point, status)
         code = os.waitstatus_to_exitcode(extract(catalogue, store, None))
         assert code in (0, 3), (point, code)
-    print(json.dumps({"points": points, "manifest": last, "operations": len(operations)}))
+    sys.stdout.write(
+        json.dumps({"points": points, "manifest": last, "operations": len(operations)})
+    )
 
 
 if __name__ == "__main__":

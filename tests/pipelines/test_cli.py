@@ -158,9 +158,7 @@ def test_errors_are_json_too_where_json_was_asked(capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize("command", ["query", "verify", "analyze"])
-def test_no_store(
-    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_no_store(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     extra = ["select 1"] if command == "query" else []
     assert main([command, str(tmp_path / "none"), *extra]) == 1
     assert "error: " in told(capsys)

@@ -42,7 +42,7 @@ def extract(catalogue: Path, store: Path, cluster: Cluster | None = None, **opti
 
 
 def listing(store: Path) -> dict[str, str]:
-    """Path → hash of every file the manifest names; equal listings are equal stores, bit for bit."""
+    """Path → hash of every file the manifest names; equal listings are equal stores."""
     rows = filterdb.open(store).manifest.to_pylist()
     return {row["path"]: row["sha256"] for row in rows}
 

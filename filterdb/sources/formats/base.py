@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
-from filterdb.layers.raw import RawModel
+if TYPE_CHECKING:
+    from filterdb.layers.raw import RawModel
 
 #: Nothing a header says may make a reader allocate more than this many times the file's own size
 #: (dequantised int8 is four times, sparse or shared storages may be viewed more than once) …
