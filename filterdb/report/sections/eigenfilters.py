@@ -288,7 +288,7 @@ def _strips(corpus: Corpus, everyone: pd.Series, axis: str) -> Figure:
     html = [
         '<div class="strips"><span class="head">group (models)</span>'
         '<span class="head">eigenfilters 1 to 9</span>'
-        f'<span class="head last">angle to all, components 1–{_SUBSPACE}</span>'
+        '<span class="head last">angle to all</span>'
     ]
     data = []
     for row, components, angle in [(None, reference, 0.0), *items[:_MOST_GROUPS]]:

@@ -256,7 +256,7 @@ def _plain(corpus: Corpus, pictures: list[str | None]) -> Table | None:
             (
                 Cell(html=image, reason="no stored filters"),
                 Cell(finding_sentence(record), corpus.links.layer(record["layer_uid"])),
-                Cell(f"{SEVERITIES.get(record['severity'], ('', ''))[1]} {record['severity']}"),
+                Cell(f"{SEVERITIES.get(record['severity'], ('', ''))[1]}\u00a0{record['severity']}"),
                 Cell(short(record["statistic"]), number=True),
                 Cell(short(record["threshold"]), number=True),
             )
