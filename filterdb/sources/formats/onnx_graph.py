@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from filterdb.layers.raw import ConvAttributes, Node, NodeOp, Tensor
 from filterdb.sources.formats.onnx_flatten import Flattener, Operation, sort_operations
-from filterdb.sources.formats.onnx_rules import follow
+from filterdb.sources.formats.onnx_rules import DOMAINS, follow
 from filterdb.sources.formats.onnx_values import element_type
 from filterdb.sources.formats.onnx_views import Step, View
 
@@ -193,6 +193,9 @@ class GraphTranslator:
 
     def _draft(self, operation: Operation) -> _Draft:
         kind = operation.op_type
+        if operation.domain not in DOMAINS:
+            # Other domains reuse names: onnxruntime's nchwc.Conv has its weights in blocks.
+            return _Draft(operation, "other", {})
         if kind in _CONV:
             return self._convolution(operation)
         if kind in _QUANTISED:

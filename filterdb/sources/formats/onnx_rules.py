@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from filterdb.sources.formats.onnx_flatten import Operation
     from filterdb.types import Shape
 
+#: Operator domains whose operators mean what their names say; "filterdb" marks those that
+#: flattening adds.
+DOMAINS = ("", "com.microsoft", "filterdb")
+
 _Found: TypeAlias = list[View | None]
 
 
@@ -184,7 +188,7 @@ def follow(constants: Constants, operation: Operation) -> bool:
     """
     rule = _RULES.get(operation.op_type)
     present = [n for n in operation.inputs if n]
-    if rule is None or not present or operation.domain not in ("", "com.microsoft", "filterdb"):
+    if rule is None or not present or operation.domain not in DOMAINS:
         return False
     found = [constants.views.get(n) if n else None for n in operation.inputs]
     if any(n and view is None for n, view in zip(operation.inputs, found, strict=True)):

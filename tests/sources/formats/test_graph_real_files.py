@@ -47,7 +47,9 @@ def get(shared_cache: Path | None) -> Get:
 def named(format_name: str, *parts: str) -> list[Any]:
     files = real_files(format_name)
     chosen = [f for f in files if not parts or any(part in f.uri for part in parts)]
-    return [pytest.param(f, id=f.name) for f in chosen]
+    # One archive is too large for every day.
+    slow = {True: [pytest.mark.slow], False: []}
+    return [pytest.param(f, id=f.name, marks=slow["squeezenet" in f.name]) for f in chosen]
 
 
 def by_name(raw: RawModel) -> dict[str, Any]:
@@ -74,6 +76,35 @@ def test_layers_and_filters_are_those_known(file: RealFile, get: Get) -> None:
             assert values.dtype in (np.float16, np.float32)
             assert np.isfinite(values).all()
             assert values.any()
+
+
+def kernels(raw: RawModel) -> list[bytes]:
+    """Every distinct convolution weight in canonical form, as sorted float32 bytes."""
+    tensors = by_name(raw)
+    found = {
+        node.weights["weight"]: canonical(tensors[node.weights["weight"]].load(), node)
+        for node in raw.nodes
+        if node.conv is not None
+    }
+    return sorted(w.astype("<f4").tobytes() for w in found.values())
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (named("onnx", "basic-pitch"), named("tflite", "basic-pitch")),
+        (named("onnx", "face-library"), named("tflite", "face_detection_front")),
+        pytest.param(
+            named("onnx", "modelforge"), named("ncnn", "squeezenet"), marks=pytest.mark.slow
+        ),
+    ],
+    ids=["basic-pitch", "blazeface", "squeezenet"],
+)
+def test_the_same_network_in_two_formats(one: list[Any], other: list[Any], get: Get) -> None:
+    files = [parameters[0].values[0] for parameters in (one, other)]
+    first, second = (kernels(READERS[file.format].read(get(file))) for file in files)
+    assert len(first) == files[0].n_layers
+    assert first == second
 
 
 def stored_in(graph: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -688,6 +689,24 @@ def test_operators(
     node = helper.make_node(kind, inputs, ["y"])
     (found,) = read(tmp_path, model_of([node], stored, inputs=("x", "x2"))).nodes
     assert (found.op, dict(found.weights)) == (op, weights)
+
+
+def test_operators_of_other_domains_are_not_taken_by_name(tmp_path: Path) -> None:
+    w = np.ones((8, 8, 3, 3), np.float32)
+    node = helper.make_node("Conv", ["x", "w"], ["y"], domain="com.microsoft.nchwc")
+    (found,) = read(tmp_path, model_of([node], [array(w, "w")])).nodes
+    assert (found.op, dict(found.weights)) == ("other", {})
+
+
+def test_listing_leaves_the_values_in_the_file(tmp_path: Path) -> None:
+    w = np.zeros((1024, 1024, 3, 3), np.float32)
+    file = save(tmp_path, model_of([conv()], [array(w, "w")]))
+    tracemalloc.start()
+    raw = READER.read(file)
+    _now, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 20 < w.nbytes
+    assert tensor(raw, "w").load().shape == w.shape
 
 
 def test_initializers_that_are_inputs_too(tmp_path: Path) -> None:
