@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from filterdb.analysis.tables import ListColumn, floats, kernel_sizes, strings
-from filterdb.metrics.divergence import mass
 from filterdb.stats.state import unpack_scatter
 
 if TYPE_CHECKING:
@@ -291,7 +290,7 @@ def averaged(
 
 
 def as_histograms(shares: FloatArray, n_components: int) -> FloatArray:
-    """Return shares per component, each summing to 1.
+    """Return shares per component, each summing to 1 but for rounding.
 
     Parameters
     ----------
@@ -305,7 +304,7 @@ def as_histograms(shares: FloatArray, n_components: int) -> FloatArray:
     ndarray
         (draws, components, bins).
     """
-    return mass(shares.reshape(len(shares), n_components, -1))
+    return shares.reshape(len(shares), n_components, -1)
 
 
 def _side(n_moments: int) -> int:

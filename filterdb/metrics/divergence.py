@@ -181,13 +181,20 @@ def frechet(
     -----
     Dowson and Landau 1982.
     """
-    values, vectors = np.linalg.eigh(first_covariance)
-    roots = np.sqrt(np.clip(values, 0.0, None))[..., None, :]
-    half = (vectors * roots) @ np.swapaxes(vectors, -1, -2)
-    inner = np.linalg.eigvalsh(half @ second_covariance @ half)
+    half = _matrix_root(first_covariance)
+    inner = np.linalg.eigvalsh(np.swapaxes(half, -1, -2) @ second_covariance @ half)
     overlap = np.sqrt(np.clip(inner, 0.0, None)).sum(axis=-1)
     traces = np.trace(first_covariance, axis1=-2, axis2=-1) + np.trace(
         second_covariance, axis1=-2, axis2=-1
     )
     apart = ((first_mean - second_mean) ** 2).sum(axis=-1)
     return np.asarray(np.clip(apart + traces - 2.0 * overlap, 0.0, None))
+
+
+def _matrix_root(covariance: FloatArray) -> FloatArray:
+    """Return some R with R·Rᵀ = C; the eigenvalues of Rᵀ·C₂·R are the same for all of them."""
+    try:
+        return np.asarray(np.linalg.cholesky(covariance))
+    except np.linalg.LinAlgError:  # a flat group: some direction has no variance at all
+        values, vectors = np.linalg.eigh(covariance)
+        return np.asarray(vectors * np.sqrt(np.clip(values, 0.0, None))[..., None, :])

@@ -94,6 +94,15 @@ def test_frechet_against_a_matrix_root(rng):
     assert divergence.frechet(m1, c1, m1, c1) == pytest.approx(0.0, abs=1e-9)
 
 
+def test_frechet_of_flat_groups():
+    flat, round_ = np.diag([4.0, 0.0]), np.eye(2)
+    # Commuting: the sum of squared differences of standard deviations, (2 - 1)² + (0 - 1)².
+    zero = np.zeros(2)
+    assert divergence.frechet(zero, flat, zero, round_) == pytest.approx(2.0)
+    assert divergence.frechet(zero, round_, zero, flat) == pytest.approx(2.0)
+    assert divergence.frechet(zero, flat, zero, flat) == pytest.approx(0.0, abs=1e-12)
+
+
 def test_leading_axes_are_independent_cases():
     shares = some_shares(5, groups=8).reshape(2, 4, 3, 70)
     batch = divergence.drift(shares[0], shares[1], WEIGHTS, WIDTH)
