@@ -34,17 +34,21 @@ def obtain(request: Request) -> Stored:
     HashMismatchError
         Where it is not the file the catalogue names.
     """
-    path = (request.base / Path(request.uri.body)).absolute()
+    # Messages name the file as the catalogue does: they end in tables that travel.
+    name = request.uri.body
+    path = (request.base / name).absolute()
     if not path.is_file():
-        raise SourceError(_missing(path), tip=_neighbours(path))
+        kind = "is a folder, not a file" if path.is_dir() else "is not there"
+        raise SourceError(f"file {name!r} {kind}", tip=_neighbours(path, name))
     try:
         digest = file_sha256(path)
         size = path.stat().st_size
     except OSError as error:
-        raise FetchError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise FetchError(f"file {name!r} cannot be read: {error.strerror or error}") from error
     if request.sha256 is not None and digest != request.sha256:
         raise HashMismatchError(
-            f"{path}: sha256 is not the expected one: expected {request.sha256}, got {digest}",
+            f"file {name!r}: sha256 is not the expected one: "
+            f"expected {request.sha256}, got {digest}",
             tip="the file changed since the catalogue was written",
         )
     request.tell(path.name, size, size)
@@ -70,13 +74,9 @@ def measure(request: Request) -> int | None:
         return None
 
 
-def _missing(path: Path) -> str:
-    return f"{path} is a folder, not a file" if path.is_dir() else f"no file {path}"
-
-
-def _neighbours(path: Path) -> str | None:
+def _neighbours(path: Path, name: str) -> str | None:
     if not path.parent.is_dir():
-        return f"there is no folder {path.parent} either"
+        return f"there is no folder {str(Path(name).parent)!r} either"
     try:
         close = nearest(path.name, [p.name for p in path.parent.iterdir()])
     except OSError:
