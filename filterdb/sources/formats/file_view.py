@@ -218,9 +218,11 @@ def dequantise(
         If the scales fit the values in none of these ways.
     """
     result: AnyArray = values.astype(np.float32)
-    if zero_point is not None and zero_point.size:
-        result -= _spread(zero_point, values.shape, axis, block_size)
-    result *= _spread(scale, values.shape, axis, block_size)
+    # A scale that is not finite makes weights that are not, which is for later stages to say.
+    with np.errstate(all="ignore"):
+        if zero_point is not None and zero_point.size:
+            result -= _spread(zero_point, values.shape, axis, block_size)
+        result *= _spread(scale, values.shape, axis, block_size)
     return result
 
 
