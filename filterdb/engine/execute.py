@@ -51,18 +51,22 @@ class _Call(Generic[T, R]):
     """The picklable wrapper around the caller's function.
 
     BLAS is held to one thread: results of a matrix product may differ in the last bit with the
-    number of BLAS threads, and workers would only fight over the cores.
+    number of BLAS threads, and workers would only fight over the cores. In a process of its own
+    the limit stays for good; in this process :func:`_run_local` holds it around the whole run,
+    because threads that end at different times would lift it for one another.
     """
 
     function: Callable[[T], R]
+    limit_blas: bool
 
     def __call__(self, index: int, task: T) -> Outcome[R]:
-        from threadpoolctl import threadpool_limits
+        if self.limit_blas:
+            from threadpoolctl import threadpool_limits
 
+            threadpool_limits(limits=1)
         worker = f"{socket.gethostname()}:{os.getpid()}:{threading.get_ident()}"
         start = time.perf_counter()
-        with threadpool_limits(limits=1):
-            value = self.function(task)
+        value = self.function(task)
         return Outcome(index, value, worker, time.perf_counter() - start)
 
 
@@ -117,7 +121,7 @@ def run(
         return []
     if progress is not None:
         progress(label, 0, len(tasks))
-    call: _Call[T, R] = _Call(function)
+    call: _Call[T, R] = _Call(function, limit_blas=cluster.kind in ("processes", "address"))
     if cluster.kind == "address":
         outcomes = _run_distributed(call, tasks, cluster, note)
     else:
@@ -129,7 +133,9 @@ def _run_local(
     call: _Call[T, R], tasks: Sequence[T], cluster: Cluster, note: Callable[[Outcome[R]], None]
 ) -> list[Outcome[R]]:
     import dask
+    import numpy as np  # noqa: F401 - its BLAS must be loaded to be limited
     from dask.callbacks import Callback
+    from threadpoolctl import threadpool_limits
 
     def posttask(_key: object, value: object, _dsk: object, _state: object, _id: object) -> None:
         if isinstance(value, Outcome):
@@ -138,7 +144,7 @@ def _run_local(
     # traverse=False: tasks are opaque values, dask need not look for graphs inside them.
     lazy = dask.delayed(call, pure=False, traverse=False)
     graph = [lazy(index, task) for index, task in enumerate(tasks)]
-    with _spawn_context(cluster), Callback(posttask=posttask):
+    with threadpool_limits(limits=1), _spawn_context(cluster), Callback(posttask=posttask):
         return list(
             dask.compute(
                 *graph,

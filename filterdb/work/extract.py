@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from filterdb.catalog.model import Entry
     from filterdb.layers.model import ConvLayer, ModelLayers
     from filterdb.sources import Fetched
+    from filterdb.stats.state import LayerState
     from filterdb.store.staging import StagedLayer, StagedModel
-    from filterdb.types import ModelId, Stage
+    from filterdb.types import AnyArray, ModelId, Stage
 
 #: Changes when extraction itself gives other rows for the same file; stages of older ones are
 #: then not taken up again.
@@ -292,13 +293,19 @@ def _listed(value: tuple[int, ...] | None) -> list[int] | None:
     return None if value is None else list(value)
 
 
-def _state_rows(
-    uid: str, layer: ConvLayer, weights: np.ndarray[tuple[int, ...], np.dtype[np.generic]]
-) -> list[dict[str, object]]:
+def _state_rows(uid: str, layer: ConvLayer, weights: AnyArray) -> list[dict[str, object]]:
     """Return the raw state and, where BatchNorm is known, the one with it folded in."""
     from filterdb.stats.state import layer_state
 
-    raw = layer_state(weights, groups=layer.groups, stride=layer.stride)
+    def state_of(values: AnyArray) -> LayerState:
+        return layer_state(
+            values,
+            groups=layer.groups,
+            stride=layer.stride,
+            transposed=layer.op == "conv_transpose",
+        )
+
+    raw = state_of(weights)
     rows = [{"layer_uid": uid, "weights": "raw", **raw.to_record()}]
     if layer.read_batch_norm is not None:
         scale = layer.read_batch_norm().scale
@@ -306,6 +313,6 @@ def _state_rows(
             folded = np.asarray(weights, dtype=np.float64) * scale.reshape(
                 -1, *[1] * (weights.ndim - 1)
             )
-        state = layer_state(folded, groups=layer.groups, stride=layer.stride)
+        state = state_of(folded)
         rows.append({"layer_uid": uid, "weights": "folded", **state.to_record()})
     return rows
