@@ -1,0 +1,1 @@
+"""Tests; a package so that no `tests` that some dependency installs stands in its place."""
