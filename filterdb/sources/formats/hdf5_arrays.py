@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from filterdb.types import AnyArray, Shape, SkipReason
 
+MAGIC = b"\x89HDF\r\n\x1a\n"
 #: Deepest nesting of HDF5 groups taken seriously.
 MAX_GROUP_DEPTH = 64
 #: What a damaged HDF5 file makes h5py raise.
@@ -115,6 +116,49 @@ class _Place:
     bfloat16: bool
 
 
+def check_readable(file: ModelFile) -> None:
+    """Tell a file that cannot be opened from one that is no HDF5; libhdf5 does not.
+
+    Parameters
+    ----------
+    file
+        The file.
+
+    Raises
+    ------
+    FetchError
+        If the operating system does not let us read the file.
+    MalformedFileError
+        If it does not begin as HDF5.
+    """
+    try:
+        with file.path.open("rb") as handle:
+            head = handle.read(len(MAGIC))
+    except OSError as error:
+        raise FetchError(f"cannot open {file.path.name}: {error.strerror or error}") from error
+    if head != MAGIC:
+        raise MalformedFileError(
+            f"{file.name or file.path.name} is no HDF5: it begins with {head!r}"
+        )
+
+
+def lies_in_one_piece(tensor: Tensor) -> bool:
+    """Whether a tensor of this module is read without libhdf5.
+
+    Parameters
+    ----------
+    tensor
+        Made by :meth:`StoredArray.tensor`.
+
+    Returns
+    -------
+    bool
+        False where libhdf5 has to put it together.
+    """
+    place = tensor.load.args[0] if isinstance(tensor.load, partial) else None
+    return isinstance(place, _Place) and place.offset is not None
+
+
 def open_file(file: ModelFile) -> h5py.File:
     """Open an HDF5 file for reading.
 
@@ -130,18 +174,11 @@ def open_file(file: ModelFile) -> h5py.File:
 
     Raises
     ------
-    FetchError
-        If the operating system does not let us read the file.
     MalformedFileError
         If libhdf5 cannot open it.
     """
     import h5py
 
-    try:
-        with file.path.open("rb"):
-            pass
-    except OSError as error:
-        raise FetchError(f"cannot open {file.path.name}: {error.strerror or error}") from error
     try:
         return h5py.File(file.path, "r", locking="best-effort")
     except H5_ERRORS as error:

@@ -9,14 +9,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filterdb.errors import MalformedFileError, SourceError
 from filterdb.layers.raw import Node, RawModel, Tensor
 from filterdb.sources.formats.base import FormatReader, ModelFile
-from filterdb.sources.formats.hdf5_arrays import H5_ERRORS, StoredArray, list_arrays, open_file
+from filterdb.sources.formats.hdf5_arrays import (
+    H5_ERRORS,
+    MAGIC,
+    StoredArray,
+    check_readable,
+    lies_in_one_piece,
+    list_arrays,
+    open_file,
+)
+from filterdb.sources.formats.hdf5_guard import check_survivable
 from filterdb.sources.formats.keras_graph import keras_nodes, parse_config
 from filterdb.sources.formats.keras_vars import VARS, variable_nodes
 from filterdb.sources.formats.keras_weights import Weight, weight_role
@@ -26,7 +37,6 @@ if TYPE_CHECKING:
 
     from filterdb.types import SkipReason
 
-MAGIC = b"\x89HDF\r\n\x1a\n"
 _OPTIMIZER = re.compile(r"^(optimizer_weights|optimizer|_?optimizer_\w+)/")
 
 
@@ -68,6 +78,27 @@ def read(file: ModelFile) -> RawModel:
     UnsafeCheckpointError
         The file points outside itself or declares more than it can hold.
     """
+    check_readable(file)
+    check_survivable(file.path)
+    return _read(file)
+
+
+def rehearse(path: str) -> None:
+    """Do with libhdf5 all that reading a file will do, in a process that may die of it.
+
+    Parameters
+    ----------
+    path
+        The file.
+    """
+    with contextlib.suppress(SourceError):
+        for tensor in _read(ModelFile(Path(path))).tensors:
+            if tensor.skip is None and not lies_in_one_piece(tensor):
+                with contextlib.suppress(SourceError):
+                    tensor.load()
+
+
+def _read(file: ModelFile) -> RawModel:
     with open_file(file) as root:
         try:
             return _read_root(root, file)
