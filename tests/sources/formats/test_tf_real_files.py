@@ -170,8 +170,10 @@ const tf = require('@tensorflow/tfjs'), fs = require('fs');
   const weightData = all.buffer.slice(all.byteOffset, all.byteOffset + all.length);
   const weightSpecs = manifest.flatMap(g => g.weights);
   const found = {};
-  const put = (name, t) => { if (t.dtype === 'float32' && t.rank > 2) found[name] =
-    {shape: t.shape, data: Buffer.from(Float32Array.from(t.dataSync()).buffer).toString('base64')}; };
+  const text = t => Buffer.from(Float32Array.from(t.dataSync()).buffer).toString('base64');
+  const put = (name, t) => {
+    if (t.dtype === 'float32' && t.rank > 2) found[name] = {shape: t.shape, data: text(t)};
+  };
   if (Array.isArray(doc)) {
     const map = tf.io.decodeWeights(weightData, weightSpecs);
     for (const k in map) put(k, map[k]);
