@@ -140,9 +140,11 @@ def candidates_of(
     following = {m.position: after for m, after in pairwise(modules)}
     grouped = _grouped(convolutions, nodes, choice)
     found: list[Candidate] = []
-    emitted: list[int] = []
-    single = False
+    by_rank: dict[int, list[int]] = {}
+    single: set[int] = set()
     for module in convolutions:
+        rank = len(module.tensors["weight"].shape)
+        emitted = by_rank.setdefault(rank, [])
         node = nodes[module.node] if module.node is not None else None
         told = node.conv if node is not None and node.conv is not None else ConvAttributes()
         after = following.get(module.position) if ordered else None
@@ -151,11 +153,12 @@ def candidates_of(
         groups = told.groups
         if groups is None:
             groups = grouped.get(module.position) or _groups(
-                module, op, layout, emitted, single=single
+                module, op, layout, emitted, single=rank in single
             )
         found.append(_candidate(module, op, layout, groups, told))
         emitted.append(found[-1].out_channels)
-        single |= 1 in (found[-1].in_channels, found[-1].out_channels)
+        if 1 in (found[-1].in_channels, found[-1].out_channels):
+            single.add(rank)
     return _agreed(found)
 
 

@@ -6,8 +6,8 @@ BatchNorm would have (``conv1`` → ``bn1``, ``0`` → ``1``, ``X.conv`` → ``X
 next module of the same parent. A separable convolution's two halves share their parent's name
 (``0.depthwise``, ``0.pointwise`` → ``1``). A BatchNorm that stands before its namesake belongs to a
 pre-activation network and is left alone. In files sorted by the alphabet the order says nothing:
-there the name must fit, and no name of that pattern in the file may have the length of the
-inputs instead.
+there the name must fit, and namesakes of convolutions whose inputs and outputs differ in number
+must be as long as the outputs, at least once and always.
 """
 
 from __future__ import annotations
@@ -97,22 +97,24 @@ def _by_name(
     candidates: Sequence[Candidate], by_name: Mapping[str, Module], *, ordered: bool
 ) -> dict[int, Module]:
     found: dict[int, Module] = {}
-    against = False
+    behind = before = 0
     for i, candidate in enumerate(candidates):
         for name in batch_norm_names(candidate.module.name):
             norm = by_name.get(name)
             if norm is None:
                 continue
             if norm.channels != candidate.out_channels:
-                against |= norm.channels == candidate.in_channels
+                before += norm.channels == candidate.in_channels
                 continue
             if ordered and norm.position < candidate.module.position:
                 continue
+            behind += candidate.in_channels != candidate.out_channels
             found[i] = norm
             break
-    # Sorted by the alphabet, `bn1` always precedes `conv1`: one namesake as long as the inputs
-    # shows that this network normalises before it convolves.
-    return {} if against and not ordered else found
+    # Sorted by the alphabet, `bn1` always precedes `conv1`. What tells is the length of namesakes
+    # where inputs and outputs differ in number: one as long as the inputs shows that this network
+    # normalises before it convolves, and none at all shows nothing.
+    return found if ordered or (behind and not before) else {}
 
 
 #: timm's EfficientNet family numbers its norms by the order of execution.
