@@ -49,5 +49,5 @@ def run(
             f"report of {plural(summary.n_models, 'model')}: {plural(summary.n_files, 'file')}, "
             f"{format_bytes(summary.n_bytes)} in {format_seconds(time.monotonic() - started)}"
         )
-    console.say(f"open {summary.path}")
+    console.hint(f"open {summary.path}")
     return 0

@@ -27,11 +27,16 @@ class Console:
         Say nothing but errors.
     show_progress
         Draw bars (terminal) or lines (elsewhere) for what takes over two seconds.
+    show_hints
+        Say which command comes next; a job that runs others does not need their hints.
     """
 
-    def __init__(self, *, quiet: bool = False, show_progress: bool = True) -> None:
+    def __init__(
+        self, *, quiet: bool = False, show_progress: bool = True, show_hints: bool = True
+    ) -> None:
         self.quiet = quiet
         self.show_progress = show_progress and not quiet
+        self.show_hints = show_hints and not quiet
 
     @property
     def is_terminal(self) -> bool:
@@ -42,6 +47,15 @@ class Console:
         """Write one line of talk to standard error unless quiet."""
         if not self.quiet:
             print(text, file=sys.stderr, flush=True)
+
+    def hint(self, text: str) -> None:
+        """Write a line about what to do next, unless this job is part of another."""
+        if self.show_hints:
+            self.say(text)
+
+    def without_hints(self) -> Console:
+        """Return the same console for a job within a job."""
+        return Console(quiet=self.quiet, show_progress=self.show_progress, show_hints=False)
 
     def error(self, error: FilterDBError) -> None:
         """Write an error and its tip to standard error, also when quiet."""

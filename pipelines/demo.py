@@ -44,9 +44,10 @@ def run(
     config = extract_filters.ExtractConfig(
         CATALOGUE, store_path, cluster=cluster, cache_path=cache_path
     )
-    code = extract_filters.run(config, console=console)
-    analyse.run(store_path, by=None, compat=None, cluster=cluster, console=console)
-    build_report.run(store_path, report_path, model_pages="all", force=False, console=console)
+    inner = console.without_hints()
+    code = extract_filters.run(config, console=inner)
+    analyse.run(store_path, by=None, compat=None, cluster=cluster, console=inner)
+    build_report.run(store_path, report_path, model_pages="all", force=False, console=inner)
     console.say(f"done in {format_seconds(time.monotonic() - started)}; open this page:")
     # The one line of data this command has: a script can take it from here.
     print(report_path / "index.html")

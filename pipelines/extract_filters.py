@@ -230,14 +230,15 @@ def _prefetch(
     """Bring all files into the cache at once; several models often share an archive."""
     from filterdb.sources import Cache, fetch_many
 
-    outcomes = fetch_many(
-        [t.entry for t in tasks],
-        Cache(config.cache_path),
-        workers=N_DOWNLOADS,
-        progress=progress,
-    )
-    # Other errors come again, with their stage, when the worker opens the file.
-    return {entry.id: result for entry, result in outcomes if isinstance(result, FetchError)}
+    cache, failed = Cache(config.cache_path), {}
+    entries = [t.entry for t in tasks]
+    for entry, result in fetch_many(entries, cache, workers=N_DOWNLOADS, progress=progress):
+        # Other errors come again, with their stage, when the worker opens the file.
+        if isinstance(result, FetchError):
+            failed[entry.id] = result
+        elif not isinstance(result, Exception):
+            cache.release(*result.objects)
+    return failed
 
 
 def _assemble(
