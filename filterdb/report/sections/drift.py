@@ -323,8 +323,8 @@ def _matrix(distances: Distances) -> Figure:
         "models, same colours, so what is certain stays bright; on it: two random halves of the "
         "group. A dot in the corner: not beyond chance (q ≥ 0.05) or too few models to test; ×: "
         "no value. The brightest colour also stands for all above the scale. Groups of one model, "
-        f"or of fewer than {FEW_FILTERS:,} filters, whose D is inflated, stand apart. In "
-        f"brackets: models. {pairs}"
+        f"or of fewer than {FEW_FILTERS:,} filters, whose D is inflated, stand apart. "
+        f"n in brackets: models. {pairs}"
     )
     if distances.axis == "task" and values:
         caption += (
@@ -428,7 +428,7 @@ def _dots(corpus: Corpus, distances: Distances) -> Figure:
         "Dot: D of the group’s 3×3 filters to those of all other models; line: 95 % interval over "
         f"models (dashed: fewer than {_FEW}, few); upright stroke: what chance gives when models "
         "are dealt into groups at random; hollow: a single model, or fewer than "
-        f"{FEW_FILTERS:,} filters, whose D is inflated. In brackets: models."
+        f"{FEW_FILTERS:,} filters, whose D is inflated. n in brackets: models."
     )
     rules = _rules(corpus)
     if not rules:

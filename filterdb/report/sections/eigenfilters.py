@@ -247,7 +247,8 @@ def _cumulative(corpus: Corpus, everyone: pd.Series, twins: Any) -> Figure:
         f"{plural(len(rows), 'group')}"
         + ("; dashed: random-initialised twins" if twin_line else "")
         + "; hollow: CNN Filter DB v1.0.0 (647 models, weighted by filter, see Methods). "
-        "Noise would climb by one ninth a step."
+        "Noise would climb by one ninth a step. "
+        f"n = {plural(int(everyone['n_models']), 'model')}."
     )
     columns = ("group", "component", "value")
     data = [*everything, *twin_line, *reference, *groups]
@@ -310,7 +311,7 @@ def _strips(corpus: Corpus, everyone: pd.Series, axis: str) -> Figure:
         f"Eigenfilters of each group by {words(axis)}, signs turned towards "
         "those of all models, one scale. Right: largest angle between the span of a group’s first "
         f"{_SUBSPACE} components and that of all (0° the same, 90° nothing in common). × marks "
-        "groups of one model, which cannot speak for a task."
+        "groups of one model, which cannot speak for the rest of their kind. n in brackets: models."
         + (f" The {_MOST_GROUPS} largest of {len(items)} groups are drawn."
            if len(items) > _MOST_GROUPS else "")
     )  # fmt: skip
