@@ -103,7 +103,7 @@ def run(
         f"in {format_seconds(time.monotonic() - started)}: "
         f"{plural(tables['findings'].num_rows, 'finding')}"
     )
-    console.say(f"next: filterdb report {store_path} --out report")
+    console.hint(f"next: filterdb report {store_path} --out report")
     return 0
 
 

@@ -230,7 +230,8 @@ def _prefetch(
     """Bring all files into the cache at once; several models often share an archive."""
     from filterdb.sources import Cache, fetch_many
 
-    cache, failed = Cache(config.cache_path), {}
+    cache = Cache(config.cache_path)
+    failed: dict[ModelId, Exception] = {}
     entries = [t.entry for t in tasks]
     for entry, result in fetch_many(entries, cache, workers=N_DOWNLOADS, progress=progress):
         # Other errors come again, with their stage, when the worker opens the file.
@@ -307,5 +308,5 @@ def _summary(
         console.say(f"  and {len(failed) - 10} more")
     if failed:
         console.say(f'failures: filterdb query {config.store_path} "select * from failures"')
-    console.say(f"next: filterdb analyze {config.store_path}")
+    console.hint(f"next: filterdb analyze {config.store_path}")
     return FAILED_MODELS if failed else DONE
