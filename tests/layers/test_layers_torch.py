@@ -87,11 +87,16 @@ def _torchvision(name: str) -> Callable[[], Any]:
     return make
 
 
+def _vgg() -> Any:
+    vgg = pytest.importorskip("torchvision.models.vgg")
+    return vgg.make_layers(vgg.cfgs["A"], batch_norm=True)
+
+
 NETWORKS = {
     "resnet18": _torchvision("resnet18"),
-    "resnext50": _torchvision("resnext50_32x4d"),
+    "regnet": _torchvision("regnet_y_400mf"),
     "mobilenet_v2": _torchvision("mobilenet_v2"),
-    "vgg11_bn": _torchvision("vgg11_bn"),
+    "vgg11_bn": _vgg,
     "convnext_tiny": _torchvision("convnext_tiny"),
     "densenet121": _torchvision("densenet121"),
     "unet": UNet,
@@ -266,7 +271,7 @@ def test_folded_weights_compute_what_convolution_and_norm_compute() -> None:
     [
         ("resnet18", {"stem": 1, "spatial": 16, "downsample": 3}),
         ("mobilenet_v2", {"stem": 1, "depthwise": 17, "pointwise": 34}),
-        ("vgg11_bn", {"stem": 1, "spatial": 7}),
+        ("vgg11_bn", {"stem": 1, "spatial": 6, "head": 1}),
         ("convnext_tiny", {"patch_embed": 1, "depthwise": 18, "downsample": 3}),
         ("unet", {"stem": 1, "spatial": 6, "head": 1}),
     ],
