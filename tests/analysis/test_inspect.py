@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import partial
-from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -17,8 +17,15 @@ from filterdb.analysis.measured import METRICS
 from filterdb.analysis.oddities import INSPECT_KINDS, repeated_filters
 from filterdb.analysis.quality import quality_tables
 from filterdb.analysis.reference import Reference, half_decade, reference_of
+from filterdb.errors import IncompleteStoreError
 from filterdb.layers.detect import find_layers
 from filterdb.layers.raw import RawModel, Tensor
+from filterdb.store import open_store
+from filterdb.store.writer import commit, locked
+from filterdb.testing import make_store
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SOURCE = SourceInfo("net.pt", "torch", "0" * 64, 123)
 
@@ -199,38 +206,51 @@ def test_percentiles_need_enough_layers_of_enough_models() -> None:
     assert any("[" in line for line in report.text())
 
 
-def test_reference_leaves_out_twins_duplicates_and_shared_layers() -> None:
-    uids = ["a/1", "a/2", "b/1", "c/1", "c/2"]
-    layers = pa.table(
-        {
-            "layer_uid": uids,
-            "model_id": [u[0] for u in uids],
-            "role": ["spatial"] * 5,
-            "kernel": ["3x3"] * 5,
-            "n_filters": [64] * 5,
-            "shared_with": [None, "a/1", None, None, None],
-            "duplicate_of": [None, None, None, None, "a/1"],
-        }
+def _with_column(table: pa.Table, name: str, values: list[str | None]) -> pa.Table:
+    return table.set_column(table.schema.get_field_index(name), table.schema.field(name), [values])
+
+
+def test_reference_leaves_out_twins_duplicates_and_shared_layers(tmp_path: Path) -> None:
+    store = make_store(tmp_path, n_models=4)
+    quality, findings = quality_tables(store.layers.arrow, store.layer_states.arrow)
+    layers, models = store.layers.arrow, store.models.arrow
+    owners = layers.column("model_id").to_pylist()
+    twin, first = models.column("model_id").to_pylist()[:2]
+    mine = [i for i, owner in enumerate(owners) if owner == first]
+    uids = layers.column("layer_uid").to_pylist()
+    shared: list[str | None] = layers.column("shared_with").to_pylist()
+    duplicate: list[str | None] = layers.column("duplicate_of").to_pylist()
+    shared[mine[0]], duplicate[mine[1]] = uids[mine[2]], uids[-1]
+    layers = _with_column(layers, "shared_with", shared)
+    layers = _with_column(layers, "duplicate_of", duplicate)
+    origins = [f"arch of {m}" if m == twin else None for m in models.column("model_id").to_pylist()]
+    models = _with_column(models, "init_of", origins)
+    tables = {"quality": quality, "findings": findings, "layers": layers, "models": models}
+    with locked(store.path):
+        commit(store.path, tables=tables)
+
+    reference = reference_of(open_store(store.path))
+
+    expected = {
+        uid
+        for uid, owner, s, d in zip(uids, owners, shared, duplicate, strict=True)
+        if owner != twin and s is None and d is None
+    }
+    rows = [
+        r for r in quality.to_pylist()
+        if (r["weights"], r["sparse"]) == ("raw", "kept") and r["layer_uid"] in expected
+    ]  # fmt: skip
+    assert reference.n_models == 3
+    assert len(reference.model) == len(rows) == len(expected)
+    np.testing.assert_array_equal(
+        reference.values["sparsity"], np.array([r["sparsity"] for r in rows], dtype=float)
     )
-    models = pa.table({"model_id": ["a", "b", "c"], "init_of": [None, "resnet18", None]})
-    quality = pa.table(
-        {
-            "layer_uid": [u for u in uids for _ in range(2)],
-            "weights": ["raw"] * 10,
-            "sparse": ["kept", "removed"] * 5,
-            **{name: [float(i) for i in range(10)] for name in METRICS},
-        }
-    )
-    store = SimpleNamespace(
-        path="s",
-        layers=SimpleNamespace(arrow=layers),
-        models=SimpleNamespace(arrow=models),
-        quality=SimpleNamespace(arrow=quality),
-    )
-    reference = reference_of(store)
-    assert reference.n_models == 2
-    assert reference.values["entropy"].tolist() == [0.0, 6.0]
-    assert reference.places[("spatial", "3x3", half_decade(64))].tolist() == [0, 1]
+    assert sum(len(place) for place in reference.places.values()) == len(rows)
+
+
+def test_a_store_without_analysis_has_no_population(tmp_path: Path) -> None:
+    with pytest.raises(IncompleteStoreError, match="analyze"):
+        reference_of(make_store(tmp_path, n_models=1))
 
 
 def test_a_model_without_convolutions_is_reported() -> None:
