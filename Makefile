@@ -17,7 +17,7 @@ help:
 # whose Python refuses to be changed.
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "filterdb needs Python 3.11 or newer; say make PYTHON=python3.12 …")'
-	test -d $(VENV)/uv || $(PYTHON) -m pip install --quiet --disable-pip-version-check --target $(VENV)/uv uv
+	test -d $(VENV)/uv || $(PYTHON) -m pip install --quiet --disable-pip-version-check --root-user-action ignore --target $(VENV)/uv uv
 	test -x $(PY) || PYTHONPATH=$(VENV)/uv $(PYTHON) -m uv venv --quiet --allow-existing --python $(PYTHON) $(VENV)
 	PYTHONPATH=$(VENV)/uv $(PYTHON) -m uv pip install --quiet --python $(PY) --constraints constraints.txt --editable '.[dev]'
 	touch $@
@@ -26,7 +26,7 @@ demo: $(VENV)/.ready
 	$(VENV)/bin/filterdb demo --out $(DEMO)
 
 test: $(VENV)/.ready
-	$(PY) -m pytest -q -m "not slow"
+	$(PY) -m pytest -q -n auto --dist loadfile -m "not slow"
 
 slow: $(VENV)/.ready
 	$(PY) -m pytest -q -m slow
