@@ -247,7 +247,10 @@ def _staged_layers(model_id: ModelId, found: ModelLayers) -> Iterator[StagedLaye
     from filterdb.layers.detect import layer_uid
     from filterdb.store.staging import StagedLayer
 
-    first_uid = {layer.tensor: layer_uid(model_id, layer) for layer in found.layers if _own(layer)}
+    first_uid: dict[str, str] = {}
+    for layer in found.layers:
+        if _own(layer):  # a tensor may be of its own twice: as convolution and transposed
+            first_uid.setdefault(layer.tensor, layer_uid(model_id, layer))
     for layer in found.layers:
         weights = layer.weights()
         uid = layer_uid(model_id, layer)
