@@ -20,6 +20,7 @@ DEFAULT_BY = ("task", "visual_category", "depth_decile")
 MAX_GROUPS = 300
 #: Word for all layers, and for all layers that are not in the group.
 EVERYTHING = "*"
+_TREATMENT = ("weights", "scaling", "sparse", "weighting")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,10 @@ class AnalysisConfig:
     weights, scaling, sparse, weighting
         filter_metrics.md: raw or folded; none or max_abs; kept or removed; by model or by filter.
     draws
-        Permutations, and draws of the bootstrap over models.
+        Draws of the bootstrap over models, and of random halves of a group.
+    permutations
+        Relabellings of a test, at most: a smallest p-value of 1/2,000, so that q < .05 can be
+        reached among up to a hundred pairs. Where there are no more ways than that, all are taken.
     seed
         Seed of both.
     kernels
@@ -57,6 +61,7 @@ class AnalysisConfig:
     sparse: Sparse = "kept"
     weighting: Weighting = "model"
     draws: int = 200
+    permutations: int = 1999
     seed: int = 0
     kernels: tuple[str, ...] | None = None
     bins: int = BINS
@@ -80,10 +85,13 @@ class AnalysisConfig:
                 "raw and of max-abs-scaled filters only",
                 tip="use none or max_abs; other scalings need a scan of the filters",
             )
-        if self.draws < 1 or self.bins < 2:
-            raise AnalysisError(
-                f"draws must be at least 1 and bins at least 2, got {self.draws} and {self.bins}"
-            )
+        for name, number, least in (
+            ("draws", self.draws, 1),
+            ("permutations", self.permutations, 1),
+            ("bins", self.bins, 2),
+        ):
+            if number < least:
+                raise AnalysisError(f"{name} must be at least {least}, got {number}")
 
     def fingerprint(self, name: str, version: str, data: str) -> str:
         """Return the hash that names an analysis' numbers.
@@ -103,7 +111,7 @@ class AnalysisConfig:
         """
         parameters = {
             key: getattr(self, key)
-            for key in ("weights", "scaling", "sparse", "weighting", "draws", "seed", "bins")
+            for key in (*_TREATMENT, "draws", "permutations", "seed", "bins")
         }
         text = json.dumps([name, version, parameters, data], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

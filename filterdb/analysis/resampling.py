@@ -2,11 +2,15 @@
 
 Two groups may share models (layers of different depth in one network) or not (tasks). Models in
 both are swapped as pairs; models in one group only are dealt out anew, each side keeping its size.
+Where there are few ways to relabel, all of them are looked at and the p-value is exact: 3 models
+against 3 can be split in ten ways, so their smallest p is .1. Otherwise relabellings are drawn at
+random, and N of them give no p below 1/(1 + N).
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -44,10 +48,18 @@ class Pairing:
     @property
     def n_relabellings(self) -> int:
         """Distinct ways to relabel, the two groups not being told apart."""
-        alone = len(self.only_first) + len(self.only_second)
-        ways: int = 2 ** len(self.shared_first) * math.comb(alone, len(self.only_first))
-        swappable = len(self.only_first) == len(self.only_second)
-        return max(1, ways // 2 if swappable else ways)
+        ways: int = 2 ** len(self.shared_first) * math.comb(len(self.alone), len(self.only_first))
+        return max(1, ways // 2 if self.mirrored else ways)
+
+    @property
+    def alone(self) -> AnyArray:
+        """Places, among the units of the first and then of the second, of models in one group."""
+        return np.concatenate([self.only_first, self.only_second + self.n_first]).astype(np.int64)
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether exchanging the groups as wholes is a relabelling: it changes no divergence."""
+        return len(self.only_first) == len(self.only_second)
 
     @property
     def why_not_tested(self) -> str | None:
@@ -103,39 +115,54 @@ def generator(seed: int, *words: str) -> np.random.Generator:
     return np.random.default_rng([seed, *np.frombuffer(digest[:16], dtype=np.uint32).tolist()])
 
 
-def permutations(
-    pair: Pairing, draws: int, random: np.random.Generator
-) -> tuple[FloatArray, FloatArray]:
-    """Relabel the units of two groups at random.
+def relabellings(pair: Pairing, most: int, random: np.random.Generator) -> tuple[FloatArray, bool]:
+    """Relabel the units of two groups: in every way there is, or else at random.
 
     Parameters
     ----------
     pair
         How the groups go together.
-    draws
-        How many relabellings.
+    most
+        How many relabellings to look at. If there are no more than that, each is taken once.
     random
         Source of randomness.
 
     Returns
     -------
-    tuple of ndarray
-        (draws, n_first + n_second) 0 or 1: which units, of the first then of the second group,
-        make up the first group and which the second.
+    tuple of (ndarray, bool)
+        (relabellings, n_first + n_second) 1 where the unit, of the first then of the second group,
+        goes to the first group and 0 where it goes to the second; whether these are all the
+        distinct relabellings there are, the one that changes nothing being the first of them.
     """
-    size = pair.n_first + pair.n_second
-    first, second = np.zeros((draws, size)), np.zeros((draws, size))
-    a, b = pair.shared_first, pair.shared_second + pair.n_first
-    swap = random.random((draws, len(a))) < 0.5
-    first[:, a], first[:, b] = ~swap, swap
-    second[:, a], second[:, b] = swap, ~swap
-    alone = np.concatenate([pair.only_first, pair.only_second + pair.n_first]).astype(np.int64)
-    if len(alone):
-        dealt = random.permuted(np.tile(alone, (draws, 1)), axis=1)
-        cut = len(pair.only_first)
-        np.put_along_axis(first, dealt[:, :cut], 1.0, axis=1)
-        np.put_along_axis(second, dealt[:, cut:], 1.0, axis=1)
-    return first, second
+    if pair.n_relabellings <= most:
+        swap, dealt = _all_ways(pair)
+        return _membership(pair, swap, dealt), True
+    swap = random.random((most, len(pair.shared_first))) < 0.5
+    alone = np.arange(len(pair.alone))
+    order = random.permuted(np.tile(alone, (most, 1)), axis=1)
+    return _membership(pair, swap, order[:, : len(pair.only_first)]), False
+
+
+def _all_ways(pair: Pairing) -> tuple[AnyArray, AnyArray]:
+    """Whether each shared model is swapped, and which of the others go to the first group."""
+    n_shared, n_first = len(pair.shared_first), len(pair.only_first)
+    swap = (np.arange(2**n_shared)[:, None] >> np.arange(n_shared)) & 1 == 1
+    chosen = list(itertools.combinations(range(len(pair.alone)), n_first))
+    dealt = np.array(chosen, dtype=np.int64).reshape(len(chosen), n_first)
+    # Half of them mirror the other half: hold one model where it is.
+    if pair.mirrored and n_shared:
+        swap = swap[~swap[:, 0]]
+    elif pair.mirrored:
+        dealt = dealt[: pair.n_relabellings]  # in order: those that keep the very first
+    return np.repeat(swap, len(dealt), axis=0), np.tile(dealt, (len(swap), 1))
+
+
+def _membership(pair: Pairing, swap: AnyArray, dealt: AnyArray) -> FloatArray:
+    first = np.zeros((len(swap), pair.n_first + pair.n_second))
+    first[:, pair.shared_first] = ~swap
+    first[:, pair.shared_second + pair.n_first] = swap
+    np.put_along_axis(first, pair.alone[dealt], 1.0, axis=1)
+    return first
 
 
 def bootstrap(
@@ -241,21 +268,29 @@ def bias_corrected_interval(
     return np.asarray(low - shift), np.asarray(high - shift)
 
 
-def permutation_p_value(estimate: FloatArray, draws: FloatArray) -> FloatArray:
-    """Return (1 + number of draws at least as large) / (1 + draws).
+def permutation_p_value(
+    estimate: FloatArray, relabelled: FloatArray, *, exact: bool = False
+) -> FloatArray:
+    """Return the share of relabellings whose value is at least as large as the estimate.
 
     Parameters
     ----------
     estimate
         (...) the estimate.
-    draws
-        (draws, ...) its values under relabelling.
+    relabelled
+        (relabellings, ...) its values under relabelling.
+    exact
+        Whether these are all relabellings, the labels as they are among them. If not, they are
+        random ones, and the labels as they are count as one more (Phipson and Smyth 2010).
 
     Returns
     -------
     ndarray
-        (...) in (0, 1].
+        (...) in (0, 1]: #≥/N if exact, otherwise (1 + #≥)/(1 + N).
     """
     # A relabelling equal to the labels gives the estimate again, but for rounding.
     margin = 1e-9 * np.abs(estimate)
-    return np.asarray((1.0 + (draws >= estimate - margin).sum(axis=0)) / (1.0 + len(draws)))
+    reached = (relabelled >= estimate - margin).sum(axis=0)
+    if exact:
+        return np.asarray(np.maximum(reached, 1) / len(relabelled))
+    return np.asarray((1.0 + reached) / (1.0 + len(relabelled)))

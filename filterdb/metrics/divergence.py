@@ -53,8 +53,9 @@ def floored(shares: FloatArray, bin_width: float) -> FloatArray:
     ndarray
         The same shape, positive, summing to 1.
     """
-    density = np.where(shares > 0.0, shares / bin_width, EMPTY_DENSITY)
-    return np.asarray(density / density.sum(axis=-1, keepdims=True))
+    lifted = np.where(shares > 0.0, shares, EMPTY_DENSITY * bin_width)
+    lifted /= lifted.sum(axis=-1, keepdims=True)
+    return lifted
 
 
 def drift(
@@ -82,7 +83,10 @@ def drift(
     sum to Σ(P − Q)(log P − log Q), which cannot be negative.
     """
     p, q = floored(first, bin_width), floored(second, bin_width)
-    return np.asarray(((p - q) * (np.log(p) - np.log(q))).sum(axis=-1) @ weights)
+    logs = p / q
+    np.log(logs, out=logs)
+    p -= q
+    return np.asarray(np.einsum("...b,...b->...", p, logs) @ weights)
 
 
 def drift_matrix(shares: FloatArray, weights: FloatArray, bin_width: float) -> FloatArray:
@@ -128,14 +132,16 @@ def jensen_shannon(first: FloatArray, second: FloatArray, weights: FloatArray) -
     ndarray
         (...) in [0, 1].
     """
-    middle = 0.5 * (first + second)
+    middle = first + second
+    middle *= 0.5
     return np.asarray(0.5 * (_relative(first, middle) + _relative(second, middle)) @ weights)
 
 
 def _relative(p: FloatArray, q: FloatArray) -> FloatArray:
     """Σ p log2(p/q) along the last axis, for p = 0 wherever q = 0."""
     ratio = np.divide(p, q, out=np.ones_like(p), where=p > 0.0)
-    return np.asarray((p * np.log2(ratio)).sum(axis=-1))
+    np.log2(ratio, out=ratio)
+    return np.asarray(np.einsum("...b,...b->...", p, ratio))
 
 
 def wasserstein(first: FloatArray, second: FloatArray, bin_width: float) -> FloatArray:
