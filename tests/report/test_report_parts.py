@@ -7,6 +7,7 @@ import math
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import altair as alt
 import pytest
@@ -176,7 +177,7 @@ def test_a_chart_has_a_name_own_ids_and_local_links():
 def test_the_same_chart_gives_the_same_bytes_in_another_process():
     here = draw(chart(), slug="f")
     program = (
-        "import sys; sys.path.insert(0, '.')\n"
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r})\n"
         "from tests.report.test_report_parts import chart\n"
         "from filterdb.report.charts.render import draw\n"
         "draw(chart('other'), slug='x'); d = draw(chart(), slug='f')\n"

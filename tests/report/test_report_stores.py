@@ -9,7 +9,7 @@ import pytest
 
 from filterdb.report.build import build_report
 from filterdb.testing import LayerSpec, failed_model, make_entries, make_model
-from tests.report.conftest import analyse, write_store
+from tests.report.report_stores import analyse, write_store
 
 
 def built(store, tmp_path, read_page):
@@ -83,7 +83,7 @@ def test_random_twins_get_their_row(tmp_path, read_page):
     assert "Random-initialised twins (2 models)" in page.text
     assert "All trained models (4 models)" in page.text
     assert "Do trained and untrained layers differ?" in page.text
-    plain = [f for f in record["figures"] if f["slug"] == "fig-6"][0]
+    plain = next(f for f in record["figures"] if f["slug"] == "fig-6")
     assert "dashed: random-initialised twins" in plain["caption"]
 
 

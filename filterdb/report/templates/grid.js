@@ -43,8 +43,8 @@ function tester(t, cols) {
   const want = t.value.toLowerCase();
   const ok = (w) => { w = w.toLowerCase(); if (!col.many) return f(w, want); const has = w.split(" ").includes(want); return t.op === "=" ? has : t.op === "!=" ? !has : f(w, want); };
   if (!col.codes) return (i) => { const x = col.get(i); return x != null && ok(x); };
-  const hit = col.words.map(ok);
-  return (i) => { const c = col.codes[i]; return c !== col.none && hit[c]; };
+  const hit = col.words.map(ok), empty = col.many && ok("");
+  return (i) => { const c = col.codes[i]; return c === col.none ? empty : hit[c]; };
 }
 const quote = (s) => "'" + s.replace(/'/g, "''") + "'";
 function sqlOf(t, cols) {
@@ -52,7 +52,7 @@ function sqlOf(t, cols) {
   const e = t.col.sql;
   if (t.col.num) return `${e} ${t.op} ${t.col.kind === "float" ? `cast(${+t.value} as float)` : +t.value}`;
   const v = quote(t.value.toLowerCase());
-  if (t.col.many) { const words = `lower(array_to_string(${e}, ' '))`; return t.op === "~" ? `contains(${words}, ${v})` : `${t.op === "!=" ? "not " : ""}contains(' ' || ${words} || ' ', ${quote(` ${t.value.toLowerCase()} `)})`; }
+  if (t.col.many) { const words = `lower(coalesce(array_to_string(${e}, ' '), ''))`; return t.op === "~" ? `contains(${words}, ${v})` : `${t.op === "!=" ? "not " : ""}contains(' ' || ${words} || ' ', ${quote(` ${t.value.toLowerCase()} `)})`; }
   return t.op === "~" ? `contains(lower(${e}), ${v})` : `lower(${e}) ${t.op} ${v}`;
 }
 
