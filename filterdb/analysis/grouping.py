@@ -1,17 +1,66 @@
-"""Groups of layers: any column or expression over the layers and their models."""
+"""Groups of layers: any column or expression over the layers and their models.
+
+Random initialisations are controls: they count in no group and not among all models, so that adding
+them changes no number, except in a grouping that itself asks whether a model is one.
+"""
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from filterdb.analysis.config import MAX_GROUPS
+from filterdb.analysis.tables import strings
 from filterdb.errors import AnalysisError, UsageError
 
 if TYPE_CHECKING:
     from filterdb.store import Store
+    from filterdb.types import AnyArray
 
 #: Columns that hold lists; a label is the list joined by ", ".
 _LIST_COLUMNS = ("training_dataset", "pretraining_dataset")
+#: SQL text and comments, in which a column's name is no column.
+_QUOTED = re.compile(r"'(?:[^']|'')*'|--[^\n]*|/\*.*?\*/", re.DOTALL)
+_CONTROL_COLUMNS = re.compile(r"\b(init_of|seed)\b", re.IGNORECASE)
+
+
+def trained(store: Store) -> AnyArray:
+    """Return which rows of ``layers`` stand for the population.
+
+    Parameters
+    ----------
+    store
+        The store.
+
+    Returns
+    -------
+    ndarray
+        (rows,) bool: layers of models that are no random initialisation. In a store of nothing
+        but random initialisations, all.
+    """
+    models = store.models.arrow
+    ids = zip(strings(models, "model_id"), strings(models, "init_of"), strict=True)
+    known = {model for model, init_of in ids if init_of is None}
+    counted = np.array([m in known for m in strings(store.layers.arrow, "model_id")], dtype=bool)
+    return counted if counted.any() else ~counted
+
+
+def names_controls(by: str) -> bool:
+    """Return whether a grouping asks what is a random initialisation.
+
+    Parameters
+    ----------
+    by
+        A column or an SQL expression.
+
+    Returns
+    -------
+    bool
+        Whether it names the column ``init_of`` or ``seed``.
+    """
+    return _CONTROL_COLUMNS.search(_QUOTED.sub(" ", by)) is not None
 
 
 def labels(store: Store, by: str) -> list[str | None]:
@@ -28,8 +77,9 @@ def labels(store: Store, by: str) -> list[str | None]:
     Returns
     -------
     list of str or None
-        In the order of ``layers``; None where the expression is null or an empty list, which
-        leaves the layer out of this grouping.
+        In the order of ``layers``; None, which leaves the layer out of this grouping, where the
+        expression is null or an empty list, and for random initialisations unless
+        :func:`names_controls`.
 
     Raises
     ------
@@ -47,7 +97,9 @@ def labels(store: Store, by: str) -> list[str | None]:
     value = f"array_to_string({by}, ', ')" if by.strip() in _LIST_COLUMNS else f"({by}\n)"
     answer = store.sql(f"SELECT layer_uid, CAST({value} AS VARCHAR) AS label FROM layer_view")
     found = dict(zip(answer["layer_uid"].to_pylist(), answer["label"].to_pylist(), strict=True))
-    result = [found[uid] or None for uid in store.layers["layer_uid"].to_pylist()]
+    counted = np.full(len(found), True) if names_controls(by) else trained(store)
+    uids = store.layers["layer_uid"].to_pylist()
+    result = [(found[uid] or None) if c else None for uid, c in zip(uids, counted, strict=True)]
     n_groups = len({label for label in result if label is not None})
     if n_groups > MAX_GROUPS:
         raise AnalysisError(

@@ -10,7 +10,7 @@ import numpy as np
 from filterdb.analysis import resampling
 from filterdb.analysis.basis import Basis, principal_components
 from filterdb.analysis.config import EVERYTHING, AnalysisConfig
-from filterdb.analysis.grouping import groups_of, labels
+from filterdb.analysis.grouping import groups_of, labels, trained
 from filterdb.analysis.population import (
     KernelStates,
     Units,
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from filterdb.store import Store
-    from filterdb.types import FloatArray
+    from filterdb.types import AnyArray, FloatArray
 
-NAME, VERSION = "pca", "1"
+NAME, VERSION = "pca", "2"
 #: The kernel that is always analysed.
 MAIN_KERNEL = "3x3"
 #: Filters per coefficient below which a group of another kernel gets no basis.
@@ -58,8 +58,8 @@ def analyse(store: Store, config: AnalysisConfig) -> tuple[Any, Any]:
     Returns
     -------
     tuple of pyarrow.Table
-        Rows of ``results`` (metric evr) and of ``bases``: all layers first (axis and group "*"),
-        then the groupings in the order asked for.
+        Rows of ``results`` (metric evr) and of ``bases``: all trained layers first (axis and
+        group "*"), then the groupings in the order asked for.
 
     Raises
     ------
@@ -74,13 +74,14 @@ def analyse(store: Store, config: AnalysisConfig) -> tuple[Any, Any]:
     fingerprint = config.fingerprint(NAME, VERSION, store.fingerprint)
     layers, states = store.layers.arrow, store.layer_states.arrow
     axes = {by: labels(store, by) for by in config.by}
+    counted = trained(store)
     results: list[dict[str, Any]] = []
     bases: list[dict[str, Any]] = []
     # One BLAS thread: small products gain nothing from more, and the bits depend on their number.
     with threadpool_limits(1):
-        for kernel in _kernels(layers, config):
+        for kernel in _kernels(layers.filter(pa.array(counted)), config):
             of_kernel = kernel_states(layers, states, kernel, config)
-            for group in _groups(of_kernel, axes, config):
+            for group in _groups(of_kernel, axes, counted, config):
                 rows, basis = _analyse_group(group, config, fingerprint)
                 results.extend(rows)
                 if basis is not None:
@@ -92,12 +93,12 @@ def analyse(store: Store, config: AnalysisConfig) -> tuple[Any, Any]:
 
 
 def basis_of(states: KernelStates, config: AnalysisConfig, fingerprint: str) -> Basis:
-    """Compute the basis of all layers of one kernel.
+    """Compute the basis of some layers of one kernel.
 
     Parameters
     ----------
     states
-        Its layers.
+        The layers.
     config
         Treatment and weighting.
     fingerprint
@@ -106,7 +107,7 @@ def basis_of(states: KernelStates, config: AnalysisConfig, fingerprint: str) -> 
     Returns
     -------
     Basis
-        The reference basis of the kernel.
+        Of all of them together.
 
     Raises
     ------
@@ -166,10 +167,12 @@ def _size(kernel: str) -> int:
 
 
 def _groups(
-    states: KernelStates, axes: dict[str, list[str | None]], config: AnalysisConfig
+    states: KernelStates,
+    axes: dict[str, list[str | None]],
+    counted: AnyArray,
+    config: AnalysisConfig,
 ) -> list[_Group]:
-    everything = np.ones(len(states.rows), dtype=bool)
-    whole = units(states, everything, config.weighting)
+    whole = units(states, counted[states.rows], config.weighting)
     found = [_Group(EVERYTHING, EVERYTHING, states.kernel, whole)]
     for axis, every_label in axes.items():
         label = [every_label[row] for row in states.rows]

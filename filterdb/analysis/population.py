@@ -52,6 +52,29 @@ class KernelStates:
         """k²."""
         return _side(self.moments.shape[1])
 
+    def only(self, chosen: AnyArray) -> KernelStates:
+        """Return some of the layers.
+
+        Parameters
+        ----------
+        chosen
+            (layers,) bool.
+
+        Returns
+        -------
+        KernelStates
+            A copy.
+        """
+        counts = None if self.counts is None else self.counts[chosen]
+        return KernelStates(
+            self.kernel,
+            self.rows[chosen],
+            self.model[chosen],
+            self.n[chosen],
+            self.moments[chosen],
+            counts,
+        )
+
     def with_counts(self, counts: FloatArray) -> KernelStates:
         """Return the same layers with their histograms.
 

@@ -3,6 +3,9 @@
 Two passes over the filters, each one task a shard and kernel: the range of the coefficients on the
 reference basis, then their histograms, one a layer. Everything after that is made of layers'
 histograms and states, so any number of groupings costs no further pass.
+
+Basis and bins are those of the trained models. Random initialisations are scanned too, for
+groupings that ask for them; what lies beyond the outermost bins is counted in these.
 """
 
 from __future__ import annotations
@@ -14,19 +17,19 @@ import numpy as np
 
 from filterdb.analysis import pca, shift_groups
 from filterdb.analysis.config import EVERYTHING, AnalysisConfig
-from filterdb.analysis.grouping import labels
+from filterdb.analysis.grouping import labels, trained
 from filterdb.analysis.population import KernelStates, kernel_states, kernels_of
 from filterdb.errors import AnalysisError
 from filterdb.stats.histogram import Projection
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from filterdb.analysis.basis import Basis
     from filterdb.store import Store
     from filterdb.types import AnyArray, FloatArray
 
-NAME, VERSION = "shift", "1"
+NAME, VERSION = shift_groups.NAME, shift_groups.VERSION
 #: Bytes of filters in one task; a layer is never split.
 TASK_BYTES = 64 << 20
 
@@ -45,16 +48,19 @@ class ScanTask:
         "3x3".
     rows
         (row of ``layers``, start, stop) of each layer, in file order.
+    controls
+        Whether these are random initialisations, which have no say in the bins.
     """
 
     shard_path: str
     dataset: str
     kernel: str
     rows: tuple[tuple[int, int, int], ...]
+    controls: bool = False
 
 
 def reference_bases(store: Store, config: AnalysisConfig) -> dict[str, Basis]:
-    """Compute the basis of all layers, of every kernel that shift is computed for.
+    """Compute the basis of all trained layers, of every kernel that shift is computed for.
 
     Parameters
     ----------
@@ -70,12 +76,11 @@ def reference_bases(store: Store, config: AnalysisConfig) -> dict[str, Basis]:
     """
     from threadpoolctl import threadpool_limits
 
-    layers, states = store.layers.arrow, store.layer_states.arrow
     fingerprint = config.fingerprint(pca.NAME, pca.VERSION, store.fingerprint)
     bases = {}
     with threadpool_limits(1):
-        for kernel in _kernels(layers, config):
-            of_kernel = kernel_states(layers, states, kernel, config)
+        for kernel, every, counted in _scanned(store, config):
+            of_kernel = every.only(counted)
             if of_kernel.n.sum() > 1:
                 bases[kernel] = pca.basis_of(of_kernel, config, fingerprint)
     return bases
@@ -94,7 +99,7 @@ def scan_tasks(store: Store, config: AnalysisConfig) -> list[ScanTask]:
     Returns
     -------
     list of ScanTask
-        By kernel, shard and data set.
+        By kernel, trained before random, shard and data set.
 
     Raises
     ------
@@ -108,21 +113,21 @@ def scan_tasks(store: Store, config: AnalysisConfig) -> list[ScanTask]:
             "shift reads filters, and shards hold them without BatchNorm folded in",
             tip="use weights = raw; max-abs-scaled filters differ by their sign only",
         )
-    layers, states = store.layers.arrow, store.layer_states.arrow
-    place = layers.select(["shard", "dataset", "start", "stop"]).to_pylist()
+    place = store.layers.arrow.select(["shard", "dataset", "start", "stop"]).to_pylist()
     tasks: list[ScanTask] = []
-    for kernel in _kernels(layers, config):
-        files: dict[tuple[int, str], list[tuple[int, int, int]]] = {}
-        for row in kernel_states(layers, states, kernel, config).rows.tolist():
+    for kernel, states, counted in _scanned(store, config):
+        files: dict[tuple[bool, int, str], list[tuple[int, int, int]]] = {}
+        for row, is_trained in zip(states.rows.tolist(), counted.tolist(), strict=True):
             at = place[row]
             if at["shard"] is not None:
-                key = (at["shard"], at["dataset"])
+                key = (not is_trained, at["shard"], at["dataset"])
                 files.setdefault(key, []).append((row, at["start"], at["stop"]))
-        for (shard, dataset), rows in sorted(files.items()):
+        for (controls, shard, dataset), rows in sorted(files.items()):
             path = str(store.path / shard_name(shard))
             in_order = sorted(rows, key=lambda row: row[1])
             tasks.extend(
-                ScanTask(path, dataset, kernel, part) for part in _parts(in_order, dataset, kernel)
+                ScanTask(path, dataset, kernel, part, controls)
+                for part in _parts(in_order, dataset, kernel)
             )
     return tasks
 
@@ -146,7 +151,7 @@ def projection(basis: Basis) -> Projection:
 def bin_edges(
     tasks: Sequence[ScanTask], ranges: Sequence[FloatArray], bins: int
 ) -> dict[str, FloatArray]:
-    """Pool the ranges of all layers into the edges of the bins.
+    """Pool the ranges of all trained layers into the edges of the bins.
 
     Parameters
     ----------
@@ -165,6 +170,8 @@ def bin_edges(
     lows: dict[str, float] = {}
     highs: dict[str, float] = {}
     for task, found in zip(tasks, ranges, strict=True):
+        if task.controls:
+            continue
         lows[task.kernel] = min(lows.get(task.kernel, np.inf), float(found[:, 0].min()))
         highs[task.kernel] = max(highs.get(task.kernel, -np.inf), float(found[:, 1].max()))
     edges = {}
@@ -208,7 +215,6 @@ def analyse(
 
     from filterdb.store.schema import HISTOGRAMS, RESULTS
 
-    layers, states = store.layers.arrow, store.layer_states.arrow
     axes = {by: labels(store, by) for by in config.by}
     edges = bin_edges(tasks, ranges, config.bins)
     fingerprint = config.fingerprint(NAME, VERSION, store.fingerprint)
@@ -216,12 +222,14 @@ def analyse(
     shares: list[dict[str, Any]] = []
     # One BLAS thread: small products gain nothing from more, and the bits depend on their number.
     with threadpool_limits(1):
-        for kernel, basis in reference_bases(store, config).items():
-            if kernel not in edges:
+        bases = reference_bases(store, config)
+        for kernel, states, counted in _scanned(store, config):
+            if kernel not in edges or kernel not in bases:
                 continue
-            scanned = counted(kernel_states(layers, states, kernel, config), tasks, histograms)
-            scale = shift_groups.Scale(config, basis.evr, edges[kernel], fingerprint)
-            shares.extend(shift_groups.histogram_rows(scanned, EVERYTHING, None, scale))
+            scanned = with_histograms(states, tasks, histograms)
+            scale = shift_groups.Scale(config, bases[kernel].evr, edges[kernel], fingerprint)
+            everything = scanned.only(counted)
+            shares.extend(shift_groups.histogram_rows(everything, EVERYTHING, None, scale))
             for axis, every_label in axes.items():
                 label = [every_label[row] for row in scanned.rows]
                 shares.extend(shift_groups.histogram_rows(scanned, axis, label, scale))
@@ -232,7 +240,7 @@ def analyse(
     )
 
 
-def counted(
+def with_histograms(
     states: KernelStates, tasks: Sequence[ScanTask], histograms: Sequence[AnyArray]
 ) -> KernelStates:
     """Give layers the histograms that the scan counted.
@@ -277,10 +285,19 @@ def counted(
     return states.with_counts(counts)
 
 
-def _kernels(layers: Any, config: AnalysisConfig) -> list[str]:
+def _scanned(store: Store, config: AnalysisConfig) -> Iterator[tuple[str, KernelStates, AnyArray]]:
+    """Yield each kernel that is scanned, its layers, and which of these are trained."""
+    import pyarrow as pa
+
+    layers, states, counted = store.layers.arrow, store.layer_states.arrow, trained(store)
+    own = layers.filter(pa.array(counted))
     if config.kernels is not None:
-        return pca.kernels_asked_for(layers, config.kernels)
-    return [pca.MAIN_KERNEL] if pca.MAIN_KERNEL in kernels_of(layers) else []
+        kernels = pca.kernels_asked_for(own, config.kernels)
+    else:
+        kernels = [pca.MAIN_KERNEL] if pca.MAIN_KERNEL in kernels_of(own) else []
+    for kernel in kernels:
+        of_kernel = kernel_states(layers, states, kernel, config)
+        yield kernel, of_kernel, counted[of_kernel.rows]
 
 
 def _parts(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from filterdb.types import AnyArray, FloatArray
 
-NAME, VERSION = "shift", "1"
+NAME, VERSION = "shift", "2"
 #: One value a pair; wasserstein has one a component besides.
 SCALAR_METRICS = ("drift", "jensen_shannon", "frechet")
 COMPONENT_METRIC = "wasserstein"

@@ -250,8 +250,9 @@ def model_row(entry: Entry, layers: Sequence[StagedLayer], *, n_skipped: int = 0
     Returns
     -------
     dict
-        All columns.
+        All columns. An entry whose address begins with ``init:`` is a random initialisation.
     """
+    is_twin = entry.uri.startswith("init:")
     own = [layer for layer in layers if layer.row["shared_with"] is None]
     return {
         "model_id": entry.id,
@@ -273,8 +274,8 @@ def model_row(entry: Entry, layers: Sequence[StagedLayer], *, n_skipped: int = 0
         "paper": entry.paper,
         "note": entry.note,
         "label_source": entry.label_source,
-        "init_of": None,
-        "seed": None,
+        "init_of": entry.uri.split("?")[0].removeprefix("init:") if is_twin else None,
+        "seed": 0 if is_twin else None,
         "n_parameters": sum(int(layer.weights.size) for layer in own),
         "n_conv_layers": len(layers),
         "n_filters": sum(_n_filters(layer) for layer in own),
