@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from filterdb._version import __version__
+from filterdb.lazy import lazy_names
 
 if TYPE_CHECKING:
     from filterdb.catalog import load_catalogue
@@ -26,26 +27,13 @@ if TYPE_CHECKING:
 
 __all__ = ["FilterDBError", "Store", "__version__", "load_catalogue", "open", "read_layers"]
 
-#: Public name → (module, name there). PEP 562.
-_LAZY = {
-    "FilterDBError": ("filterdb.errors", "FilterDBError"),
-    "Store": ("filterdb.store", "Store"),
-    "load_catalogue": ("filterdb.catalog", "load_catalogue"),
-    "open": ("filterdb.store", "open_store"),
-    "read_layers": ("filterdb.sources", "read_layers"),
-}
-
-
-def __getattr__(name: str) -> object:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'filterdb' has no attribute {name!r}")
-    from importlib import import_module
-
-    module, attribute = _LAZY[name]
-    value = getattr(import_module(module), attribute)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "FilterDBError": "filterdb.errors",
+        "Store": "filterdb.store",
+        "load_catalogue": "filterdb.catalog",
+        "open": "filterdb.store:open_store",
+        "read_layers": "filterdb.sources",
+    },
+)

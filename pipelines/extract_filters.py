@@ -121,8 +121,8 @@ def dry_run(config: ExtractConfig, *, console: Console) -> int:
         0.
     """
     from filterdb.catalog import take_census
+    from filterdb.files import free_bytes
     from filterdb.sources import Cache, look_up
-    from filterdb.store.layout import free_bytes
 
     entries = _entries(config)
     done = _already(config.store_path, retry=config.retry_failed)

@@ -15,7 +15,8 @@ FILES = sorted([*(ROOT / "filterdb").rglob("*.py"), *(ROOT / "pipelines").rglob(
 
 #: Lower rows may be imported by higher ones, siblings not by one another.
 ROWS = (
-    {"types", "errors", "_version"},
+    {"types", "errors", "lazy", "_version"},
+    {"files"},
     {"catalog", "layers", "stats", "metrics"},
     {"sources", "store"},
     {"analysis", "activations"},

@@ -6,8 +6,9 @@ at first use.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from filterdb.lazy import lazy_names
 
 if TYPE_CHECKING:
     from filterdb.catalog.census import ArchiveState as ArchiveState
@@ -27,35 +28,24 @@ if TYPE_CHECKING:
     from filterdb.catalog.vocabulary import load_vocabulary as load_vocabulary
     from filterdb.catalog.write import to_toml as to_toml
 
-# Name → module, looked up at first use. No name may be a module's own: importing that module
-# would put it in the name's place.
-_HOMES = {
-    "ArchiveState": "census",
-    "Census": "census",
-    "archive_key": "census",
-    "by_archive": "census",
-    "take_census": "census",
-    "catalogue_names": "load",
-    "load_catalogue": "load",
-    "Catalogue": "model",
-    "Entry": "model",
-    "select_entries": "select",
-    "SourceUri": "uri",
-    "format_uri": "uri",
-    "parse_uri": "uri",
-    "Vocabulary": "vocabulary",
-    "load_vocabulary": "vocabulary",
-    "to_toml": "write",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "ArchiveState": "filterdb.catalog.census",
+        "Census": "filterdb.catalog.census",
+        "archive_key": "filterdb.catalog.census",
+        "by_archive": "filterdb.catalog.census",
+        "take_census": "filterdb.catalog.census",
+        "catalogue_names": "filterdb.catalog.load",
+        "load_catalogue": "filterdb.catalog.load",
+        "Catalogue": "filterdb.catalog.model",
+        "Entry": "filterdb.catalog.model",
+        "select_entries": "filterdb.catalog.select",
+        "SourceUri": "filterdb.catalog.uri",
+        "format_uri": "filterdb.catalog.uri",
+        "parse_uri": "filterdb.catalog.uri",
+        "Vocabulary": "filterdb.catalog.vocabulary",
+        "load_vocabulary": "filterdb.catalog.vocabulary",
+        "to_toml": "filterdb.catalog.write",
+    },
+)

@@ -7,8 +7,9 @@ modules are imported at first use.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from filterdb.lazy import lazy_names
 
 if TYPE_CHECKING:
     from filterdb.sources.cache import Cache as Cache
@@ -25,32 +26,21 @@ if TYPE_CHECKING:
     from filterdb.sources.scan import Scan as Scan
     from filterdb.sources.scan import scan_folder as scan_folder
 
-# Name → module, looked up at first use. No name may be a module's own: importing that module
-# would put it in the name's place.
-_HOMES = {
-    "Cache": "cache",
-    "CacheInfo": "cache_facts",
-    "Cleared": "cache_facts",
-    "Fetched": "fetching",
-    "fetch": "fetching",
-    "fetch_entry": "many",
-    "fetch_many": "many",
-    "open_raw": "fetching",
-    "parse_location": "fetching",
-    "read_layers": "fetching",
-    "look_up": "look",
-    "Scan": "scan",
-    "scan_folder": "scan",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "Cache": "filterdb.sources.cache",
+        "CacheInfo": "filterdb.sources.cache_facts",
+        "Cleared": "filterdb.sources.cache_facts",
+        "Fetched": "filterdb.sources.fetching",
+        "fetch": "filterdb.sources.fetching",
+        "fetch_entry": "filterdb.sources.many",
+        "fetch_many": "filterdb.sources.many",
+        "open_raw": "filterdb.sources.fetching",
+        "parse_location": "filterdb.sources.fetching",
+        "read_layers": "filterdb.sources.fetching",
+        "look_up": "filterdb.sources.look",
+        "Scan": "filterdb.sources.scan",
+        "scan_folder": "filterdb.sources.scan",
+    },
+)

@@ -24,18 +24,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from filterdb.files import file_sha256, sync_file, sync_folder
 from filterdb.sources.cache_facts import CacheInfo, Cleared, default_limit, default_root
 from filterdb.sources.locks import hold, locked
 from filterdb.sources.pins import Pins
-from filterdb.sources.stored import (
-    Filled,
-    Sink,
-    Stored,
-    disk_errors,
-    file_sha256,
-    sync_file,
-    sync_folder,
-)
+from filterdb.sources.stored import Filled, Sink, Stored, cache_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -98,7 +91,7 @@ class Cache:
         path = self._object(digest)
         if not path.exists():
             return None
-        with disk_errors(self.root):
+        with cache_errors(self.root):
             self._pins.add(digest)
         try:
             sound = self._is_sound(path, digest, entry["bytes"])
@@ -196,7 +189,7 @@ class Cache:
         objects = list(self._objects())
         in_use: set[str] = set()
         if objects:
-            with disk_errors(self.root), locked(self._guard):
+            with cache_errors(self.root), locked(self._guard):
                 in_use = self._pins.all()
         return CacheInfo(
             path=self.root,
@@ -217,7 +210,7 @@ class Cache:
         """
         if not self.root.is_dir():
             return Cleared(0, 0, 0)
-        with disk_errors(self.root):
+        with cache_errors(self.root):
             self._sweep()
             with locked(self._guard):
                 in_use = self._pins.all()
@@ -265,7 +258,7 @@ class Cache:
         return entry if all(isinstance(entry.get(k), t) for k, t in kinds.items()) else None
 
     def _prepare(self) -> None:
-        with disk_errors(self.root):
+        with cache_errors(self.root):
             for name in ("objects", "index", "locks", "tmp", "pins"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
             tag = self.root / "CACHEDIR.TAG"
@@ -291,7 +284,7 @@ class Cache:
             filled = fill(sink)
             sink.verify(sha256, what=filled.uri or key)
             digest, size = sink.sha256, sink.bytes
-            with disk_errors(self.root):
+            with cache_errors(self.root):
                 self._pins.add(digest)
                 sync_file(file)
                 target = self._object(digest)
@@ -306,7 +299,7 @@ class Cache:
 
     def _write_entry(self, key: str, entry: Mapping[str, Any]) -> None:
         path = self._index(key)
-        with self._temporary() as file, disk_errors(self.root):
+        with self._temporary() as file, cache_errors(self.root):
             file.write(json.dumps(entry, sort_keys=True).encode())
             sync_file(file)
             path.parent.mkdir(exist_ok=True)
@@ -316,7 +309,7 @@ class Cache:
     def _temporary(self) -> Iterator[Any]:
         path = self.root / "tmp" / f"{os.getpid()}-{secrets.token_hex(8)}"
         # Under the guard, so that no sweep meets the file before it is held.
-        with disk_errors(self.root), locked(self._guard, shared=True):
+        with cache_errors(self.root), locked(self._guard, shared=True):
             file = path.open("xb")
             held = hold(path)
         try:
@@ -363,7 +356,7 @@ class Cache:
         total = sum(size for _, size, _ in self._objects())
         if total <= self.limit:
             return
-        with disk_errors(self.root), locked(self._guard):
+        with cache_errors(self.root), locked(self._guard):
             in_use = self._pins.all()
             for path, size, _ in sorted(self._objects(), key=lambda item: (item[2], item[0])):
                 if total <= self.limit:

@@ -13,8 +13,8 @@ from filterdb.catalog.model import Catalogue, Entry
 from filterdb.catalog.uri import SourceUri, check_member
 from filterdb.catalog.write import to_toml
 from filterdb.errors import CatalogError, SourceError, UsageError
+from filterdb.files import file_sha256
 from filterdb.sources.formats.base import ModelFile
-from filterdb.sources.stored import file_sha256
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
-import shutil
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filterdb.errors import HashMismatchError, PipelineError
+from filterdb.files import disk_errors, free_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+#: What to do where the cache cannot be written.
+CACHE_TIP = "free some room or set FILTERDB_CACHE to another folder"
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Sink:
         PipelineError
             Where the disk does not take them.
         """
-        with disk_errors(Path(self._file.name)):
+        with cache_errors(Path(self._file.name)):
             self._file.write(block)
         self._hash.update(block)
         self.bytes += len(block)
@@ -101,17 +103,17 @@ class Sink:
             Naming what is free and what is needed.
         """
         folder = Path(self._file.name).parent
-        free = shutil.disk_usage(folder).free
+        free = free_bytes(folder)
         if size - self.bytes > free:
             raise PipelineError(
                 f"the cache at {folder.parent} needs {size:,} bytes for one file, "
                 f"{free:,} are free",
-                tip="free some room or set FILTERDB_CACHE to another folder",
+                tip=CACHE_TIP,
             )
 
     def restart(self) -> None:
         """Drop what was written, for a source that cannot go on where it broke off."""
-        with disk_errors(Path(self._file.name)):
+        with cache_errors(Path(self._file.name)):
             self._file.seek(0)
             self._file.truncate()
         self._hash = hashlib.sha256()
@@ -163,26 +165,9 @@ def member_key(archive_sha256: str, nested: tuple[str, ...]) -> str:
     return "".join([f"member:{archive_sha256}", *(f"!/{name}" for name in nested)])
 
 
-def file_sha256(path: Path) -> str:
-    """Hash a file.
-
-    Parameters
-    ----------
-    path
-        Read in blocks.
-
-    Returns
-    -------
-    str
-        64 lower-case hexadecimal digits.
-    """
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextlib.contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn what the disk refuses into one clear error.
+@contextmanager
+def cache_errors(path: Path) -> Iterator[None]:
+    """Turn what the disk refuses to the cache into one clear error.
 
     Parameters
     ----------
@@ -194,37 +179,5 @@ def disk_errors(path: Path) -> Iterator[None]:
     None
         The body runs; an OSError in it becomes a PipelineError.
     """
-    try:
+    with disk_errors(path, what="the cache at", tip=CACHE_TIP):
         yield
-    except OSError as error:
-        raise PipelineError(
-            f"cannot write the cache at {path}: {error.strerror or error}",
-            tip="free some room or set FILTERDB_CACHE to another folder",
-        ) from error
-
-
-def sync_file(file: Any) -> None:
-    """Make sure that a file's content is on the disk.
-
-    Parameters
-    ----------
-    file
-        Open for writing.
-    """
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def sync_folder(path: Path) -> None:
-    """Make sure that a folder's names are on the disk.
-
-    Parameters
-    ----------
-    path
-        The folder.
-    """
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

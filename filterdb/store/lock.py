@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from filterdb.errors import StoreExistsError
-from filterdb.store.layout import LOCK_FILE, STORE_FILE, disk_errors, make_folder
+from filterdb.files import disk_errors, make_folder
+from filterdb.store.layout import LOCK_FILE, STORE_FILE
 
 
 @contextmanager

@@ -14,11 +14,8 @@ from filterdb.errors import (
     IncompleteStoreError,
     StoreNotFoundError,
 )
-from filterdb.store.layout import (
-    MANIFEST_FILE,
-    STORE_FILE,
-    write_bytes_durably,
-)
+from filterdb.files import write_bytes_durably
+from filterdb.store.layout import MANIFEST_FILE, STORE_FILE
 from filterdb.store.plan import Plan
 from filterdb.store.schema import FORMAT_NAME, FORMAT_VERSION, MANIFEST
 

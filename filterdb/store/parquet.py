@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from filterdb.errors import CorruptShardError, StoreError
-from filterdb.store.layout import write_bytes_durably
+from filterdb.files import write_bytes_durably
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import math
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,18 +14,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from filterdb.errors import StoreError
-from filterdb.store.layout import (
-    ALIGNMENT,
-    BLOCK_BYTES,
-    WIP_FOLDER,
-    WIP_SHARDS,
+from filterdb.files import (
     disk_errors,
     file_sha256,
-    fsync_folder,
     make_folder,
-    parse_dataset,
+    sync_file,
+    sync_folder,
     write_bytes_durably,
 )
+from filterdb.store.layout import ALIGNMENT, BLOCK_BYTES, WIP_FOLDER, WIP_SHARDS, parse_dataset
 from filterdb.store.schema import LAYERS
 from filterdb.store.staging import Stage, next_extraction, raw_file, read_stage
 
@@ -178,7 +174,7 @@ def assemble_shard(
             offsets = make_structure(temporary, number, counts)
             _fill(temporary, offsets, stages)
             temporary.replace(path)
-            fsync_folder(path.parent)
+            sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
     size, digest = path.stat().st_size, file_sha256(path)
@@ -280,5 +276,4 @@ def _fill(path: Path, offsets: dict[str, int], stages: Sequence[Stage]) -> None:
                 if raw.exists():
                     with raw.open("rb") as source:
                         shutil.copyfileobj(source, shard, BLOCK_BYTES)
-        shard.flush()
-        os.fsync(shard.fileno())
+        sync_file(shard)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
 from filterdb.errors import LayerError
-from filterdb.store.layout import dataset_name, disk_errors, is_stored, tensor_sha256
+from filterdb.files import disk_errors, sync_file
+from filterdb.layers.hashing import tensor_sha256
+from filterdb.store.layout import dataset_name, is_stored
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -129,8 +130,7 @@ class RawFiles:
         listing = {}
         for name, file in self.files.items():
             with disk_errors(self.folder / name):
-                file.flush()
-                os.fsync(file.fileno())
+                sync_file(file)
                 listing[name] = (file.tell(), self.hashes[name].hexdigest())
         self.abandon()
         return listing

@@ -17,15 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filterdb.errors import LayerError, StoreError
-from filterdb.store.layout import (
-    WIP_FOLDER,
-    WIP_TEMPORARY,
-    disk_errors,
-    file_sha256,
-    fsync_folder,
-    make_folder,
-    write_bytes_durably,
-)
+from filterdb.files import disk_errors, file_sha256, make_folder, sync_folder, write_bytes_durably
+from filterdb.store.layout import WIP_FOLDER, WIP_TEMPORARY
 from filterdb.store.manifest import current_manifest
 from filterdb.store.parquet import read_table, rows_to_table, write_table
 from filterdb.store.schema import FAILURES, LAYER_STATES, LAYERS, MODELS, SKIPPED, TableSchema
@@ -163,11 +156,11 @@ def stage_model(store_path: Path, model_id: ModelId, record: StagedModel) -> Sta
     try:
         _write_stage(work, record, target=next_extraction(store_path))
         with disk_errors(final):
-            fsync_folder(work)
+            sync_folder(work)
             if final.exists():
                 shutil.rmtree(final)
             work.rename(final)
-            fsync_folder(final.parent)
+            sync_folder(final.parent)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,15 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from filterdb.errors import CorruptShardError, StoreError
+from filterdb.files import file_sha256
+from filterdb.layers.hashing import tensor_sha256
 from filterdb.store.filters import map_dataset
-from filterdb.store.layout import (
-    BLOCK_BYTES,
-    STORE_FILE,
-    file_sha256,
-    parse_dataset,
-    shard_name,
-    tensor_header,
-)
+from filterdb.store.layout import STORE_FILE, parse_dataset, shard_name
 from filterdb.store.manifest import Manifest, ManifestRow, read_manifest, read_plan, read_settings
 from filterdb.store.parquet import check_table, read_table
 from filterdb.store.schema import LAYERS, TABLES
@@ -200,13 +194,9 @@ def _shard_problems(
 
 def _layer_sha256(values: AnyArray, layer: Mapping[str, Any]) -> str:
     """Return tensor_sha256 of a layer as its shard has it."""
-    kernel, dtype = parse_dataset(layer["dataset"])
+    kernel, _ = parse_dataset(layer["dataset"])
     shape = (layer["out_channels"], layer["in_channels"] // layer["groups"], *kernel)
-    digest = hashlib.sha256(tensor_header(dtype.name, shape))
-    step = max(1, BLOCK_BYTES // max(1, values.shape[1] * values.itemsize))
-    for start in range(0, values.shape[0], step):
-        digest.update(np.ascontiguousarray(values[start : start + step]).data.cast("B"))
-    return digest.hexdigest()
+    return tensor_sha256(values, shape=shape)
 
 
 def _reference_problems(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filterdb.errors import StoreError
+from filterdb.files import disk_errors, file_sha256, make_folder, sync_folder, write_bytes_durably
 from filterdb.store.layout import (
     EXTRACTED_TABLES,
     FILTERS_FOLDER,
@@ -20,14 +21,9 @@ from filterdb.store.layout import (
     TABLES_FOLDER,
     WIP_FOLDER,
     WIP_SHARDS,
-    disk_errors,
-    file_sha256,
-    fsync_folder,
-    make_folder,
     plan_name,
     shard_name,
     table_name,
-    write_bytes_durably,
 )
 from filterdb.store.lock import locked
 from filterdb.store.manifest import (
@@ -221,7 +217,7 @@ def commit(
     target = folder / TABLES_FOLDER / f"{generation:05d}"
     make_folder(target)
     with disk_errors(target):
-        fsync_folder(target.parent)
+        sync_folder(target.parent)
     for row, content in fresh:
         write_bytes_durably(folder / row.path, content)
     replaced = {row.name for row, _ in fresh} | _stale(old, fresh, tables)
@@ -281,7 +277,7 @@ def _move_shard(folder: Path, old: Manifest, shard: AssembledShard, generation: 
     final = folder / shard_name(shard.number)
     with disk_errors(final, needed=shard.bytes):
         shard.path.replace(final)
-        fsync_folder(final.parent)
+        sync_folder(final.parent)
         size = final.stat().st_size
     if size != shard.bytes:
         raise StoreError(f"{final}: expected {shard.bytes:,} bytes, got {size:,}")

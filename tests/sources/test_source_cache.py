@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from filterdb.errors import HashMismatchError, PipelineError, UsageError
+from filterdb.files import file_sha256
 from filterdb.sources.cache import Cache
-from filterdb.sources.stored import Filled, Sink, Stored, file_sha256
+from filterdb.sources.stored import Filled, Sink, Stored
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -286,7 +287,7 @@ def test_a_full_disk_is_one_clear_error(cache: Cache) -> None:
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
-        with pytest.raises(PipelineError, match=r"cannot write the cache at .*File too large"):
+        with pytest.raises(PipelineError, match=r"cannot write the cache at .*\(file too large\)"):
             cache.get("key", Filler(b"x" * 50_000))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -15,8 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from filterdb.errors import LayerError, StoreError
+from filterdb.files import file_sha256
+from filterdb.layers.hashing import tensor_sha256
 from filterdb.store.filters import map_dataset
-from filterdb.store.layout import ALIGNMENT, file_sha256, tensor_sha256
+from filterdb.store.layout import ALIGNMENT
 from filterdb.store.shards import assemble_shard, assembled_path, place_layers
 from filterdb.store.staging import StagedLayer, StagedModel, read_stage, stage_model
 from filterdb.store.writer import clean, create

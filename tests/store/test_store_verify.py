@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from filterdb.errors import IncompleteStoreError, StoreNotFoundError
-from filterdb.store.layout import file_sha256
+from filterdb.files import file_sha256
 from filterdb.store.manifest import Manifest, ManifestRow, read_manifest, write_manifest
 from filterdb.store.parquet import write_table
 from filterdb.store.verify import verify

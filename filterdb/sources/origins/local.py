@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filterdb.errors import FetchError, HashMismatchError, SourceError, nearest
-from filterdb.sources.stored import Stored, file_sha256
+from filterdb.files import file_sha256
+from filterdb.sources.stored import Stored
 
 if TYPE_CHECKING:
     from filterdb.sources.origins import Request
