@@ -1,4 +1,4 @@
-"""Random-initialised twins: bases of trained and untrained models apart."""
+"""Random-initialised twins: the basis of untrained models."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ import numpy as np
 from filterdb.errors import AnalysisError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from filterdb.report.corpus import Corpus
 
 
 def twin_basis(corpus: Corpus, kernel: str) -> dict[str, Any] | None:
-    """Return the basis of random initialisations.
+    """Return the basis of random initialisations, from their layer states.
 
     Parameters
     ----------
@@ -27,48 +25,24 @@ def twin_basis(corpus: Corpus, kernel: str) -> dict[str, Any] | None:
     Returns
     -------
     dict or None
-        Columns as in `bases`; None where the corpus holds no twin with such filters.
-    """
-    models = corpus.models
-    return basis_where(corpus, kernel, models[models["init_of"].notna()]["model_id"])
-
-
-def basis_where(corpus: Corpus, kernel: str, model_ids: Iterable[str]) -> dict[str, Any] | None:
-    """Return the basis of some models, from their layer states.
-
-    Parameters
-    ----------
-    corpus
-        The store.
-    kernel
-        "3x3".
-    model_ids
-        Models; each weighs the same.
-
-    Returns
-    -------
-    dict or None
-        Columns as in `bases`; None where they have no such filters, or no variance.
+        Columns as in `bases`, each model weighing the same; None where the corpus holds no twin
+        with such filters, or they have no variance.
     """
     from filterdb.analysis.config import AnalysisConfig
     from filterdb.analysis.pca import basis_of
-    from filterdb.analysis.population import KernelStates, kernel_states
+    from filterdb.analysis.population import kernel_states
 
-    wanted = set(model_ids)
+    models = corpus.models
+    wanted = set(models[models["init_of"].notna()]["model_id"])
     if not wanted:
         return None
     config = AnalysisConfig()
     layers, states = corpus.store.layers.arrow, corpus.store.layer_states.arrow
     every = kernel_states(layers, states, kernel, config)
-    models = np.array(layers.column("model_id").to_pylist(), dtype=object)
-    chosen = np.array([m in wanted for m in models[every.rows]], dtype=bool)
-    if not chosen.any():
-        return None
-    some = KernelStates(
-        kernel, every.rows[chosen], every.model[chosen], every.n[chosen], every.moments[chosen]
-    )
+    owners = np.array(layers.column("model_id").to_pylist(), dtype=object)
+    chosen = np.array([m in wanted for m in owners[every.rows]], dtype=bool)
     try:
-        basis = basis_of(some, config, fingerprint="")
+        basis = basis_of(every.only(chosen), config, fingerprint="")
     except AnalysisError:
         return None
     return {

@@ -25,7 +25,7 @@ from filterdb.report.sections.common import (
     table_rows,
 )
 from filterdb.report.sections.drift import FEW_FILTERS
-from filterdb.report.twins import basis_where, twin_basis
+from filterdb.report.twins import twin_basis
 
 if TYPE_CHECKING:
     from filterdb.report.corpus import Corpus
@@ -84,13 +84,7 @@ def build(corpus: Corpus) -> Part:
 
 def _everyone(corpus: Corpus) -> pd.Series | None:
     rows = corpus.bases[(corpus.bases["axis"] == "*") & (corpus.bases["kernel"] == KERNEL)]
-    if rows.empty:
-        return None
-    # The analysis counts every model of the store; beside twins, only the trained ones are shown.
-    if corpus.has_twins:
-        trained = basis_where(corpus, KERNEL, corpus.trained_models["model_id"])
-        return pd.Series(trained) if trained else None
-    return rows.iloc[0]
+    return None if rows.empty else rows.iloc[0]
 
 
 def _axes(corpus: Corpus) -> list[str]:
@@ -106,7 +100,7 @@ def _interval(corpus: Corpus, component: int) -> tuple[float, float] | None:
         & (rows["kernel"] == KERNEL)
         & (rows["component"] == component)
     ]
-    if rows.empty or corpus.has_twins:
+    if rows.empty:
         return None
     low, high = clean(rows.iloc[0]["low"]), clean(rows.iloc[0]["high"])
     return None if low is None or high is None else (low, high)
