@@ -56,7 +56,7 @@ def write_store(path: Path, models: Sequence[tuple[Entry, StagedModel]]) -> Stor
 
 def analyse(store: Store, *, by: tuple[str, ...] = AnalysisConfig().by) -> Store:
     """Do what ``filterdb analyze`` does, without an engine."""
-    config = AnalysisConfig(by=by, draws=40)
+    config = AnalysisConfig(by=by, draws=40, permutations=40)
     quality_table, findings = quality.quality_tables(store.layers.arrow, store.layer_states.arrow)
     results, bases = pca.analyse(store, config)
     tables = {"quality": quality_table, "findings": findings, "bases": bases}
