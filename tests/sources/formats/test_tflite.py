@@ -1,75 +1,32 @@
-"""The TFLite reader: layouts, quantisation, sparse tensors, and damaged files."""
+"""The TFLite reader: layouts, quantisation, other operators."""
 
 from __future__ import annotations
 
 import struct
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from filterdb.errors import (
-    MalformedFileError,
-    SourceError,
-    UnsafeCheckpointError,
-    UnsupportedFormatError,
+from filterdb.errors import MalformedFileError, UnsupportedFormatError
+from tests.sources.formats.tflite_builder import ModelBuilder, i32, u64
+from tests.sources.formats.tflite_files import (
+    FLOAT,
+    HALF,
+    INT4,
+    INT8,
+    INT16,
+    INT32,
+    RNG,
+    STRIDED,
+    STRING,
+    UINT8,
+    one_operator,
+    only_node,
+    read,
+    tensor,
 )
-from filterdb.sources.formats.base import ModelFile
-from filterdb.sources.formats.tflite import READER
-from filterdb.sources.formats.tflite_schema import Dimension, Sparsity
-from filterdb.sources.formats.tflite_values import expand_sparse
-from tests.sources.formats.tflite_builder import ModelBuilder, Shared, i8, i32, u8, u64
-
-if TYPE_CHECKING:
-    from filterdb.layers.raw import Node, RawModel, Tensor
-
-RNG = np.random.default_rng(30)
-FLOAT, HALF, INT32, UINT8, STRING, INT16, INT8, INT4 = 0, 1, 2, 3, 5, 7, 9, 17
-
-
-def read(path: Path, data: bytes) -> RawModel:
-    target = path / "m.tflite"
-    target.write_bytes(data)
-    raw = READER.read(ModelFile(target))
-    assert len({t.name for t in raw.tensors}) == len(raw.tensors)
-    return raw
-
-
-def tensor(raw: RawModel, name: str) -> Tensor:
-    return next(t for t in raw.tensors if t.name == name)
-
-
-def one_operator(
-    code: int,
-    weight: tuple[int, ...],
-    *,
-    x: tuple[int, ...] = (1, 8, 8, 6),
-    options: dict[int, Any] | None = None,
-    places: tuple[int, ...] = (0, 1, 2),
-    custom: tuple[str, bytes] | None = None,
-) -> ModelBuilder:
-    """One operator on input, weight and bias, in the order of `places` (3: output shape)."""
-    model = ModelBuilder()
-    values = RNG.standard_normal(weight).astype(np.float32)
-    model.tensor("x", x)
-    model.tensor("w", weight, FLOAT, values)
-    model.tensor("b", (weight[0],), FLOAT, np.ones(weight[0], np.float32))
-    model.tensor("shape", (4,), INT32, np.array([1, 8, 8, 4], np.int32))
-    model.tensor("y", (1, 8, 8, 4))
-    model.operator(code, list(places), [4], options, custom)
-    return model
-
-
-def only_node(raw: RawModel) -> Node:
-    (node,) = raw.nodes
-    assert node.conv is not None
-    return node
-
-
-STRIDED = {0: i8(1), 1: i32(2), 2: i32(3), 4: i32(4), 5: i32(5)}
 
 
 def test_convolution(tmp_path: Path) -> None:
@@ -151,9 +108,6 @@ def test_dynamic_weight(tmp_path: Path) -> None:
     assert node.dynamic_weight == "w"
     assert dict(node.weights) == {}
     assert node.inputs == ("x", "w")
-
-
-# --- stored values -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -280,244 +234,3 @@ def test_other_operators(
     model.operator(code, [0, 1], [2])
     (node,) = read(tmp_path, model.bytes()).nodes
     assert (node.op, dict(node.weights)) == (op, weights)
-
-
-# --- sparse tensors ------------------------------------------------------------------------------
-
-
-def encode_sparse(
-    dense: Any, order: list[int], blocks: dict[int, int], compressed: set[int]
-) -> tuple[Any, Sparsity]:
-    """Write a dense array as TFLite's converter does: level by level, in `order`."""
-    rank = dense.ndim
-    block_map = tuple(blocks)
-    extents = [dense.shape[a] // blocks.get(a, 1) for a in range(rank)]
-    extents += [blocks[a] for a in block_map]
-
-    def position(at: dict[int, int]) -> tuple[int, ...]:
-        inner = {a: at[rank + i] for i, a in enumerate(block_map)}
-        return tuple(at[a] * blocks.get(a, 1) + inner.get(a, 0) for a in range(rank))
-
-    def empty(at: dict[int, int], level: int) -> bool:
-        if level == len(order):
-            return bool(dense[position(at)] == 0)
-        return all(empty({**at, order[level]: i}, level + 1) for i in range(extents[order[level]]))
-
-    nodes: list[dict[int, int]] = [{}]
-    levels = []
-    for level, axis in enumerate(order):
-        following, segments, indices = [], [0], []
-        for at in nodes:
-            for i in range(extents[axis]):
-                deeper = {**at, axis: i}
-                if axis in compressed and empty(deeper, level + 1):
-                    continue
-                following.append(deeper)
-                indices.append(i)
-            segments.append(len(following))
-        if axis in compressed:
-            levels.append(Dimension(0, np.array(segments), np.array(indices, np.int64)))
-        else:
-            levels.append(Dimension(extents[axis]))
-        nodes = following
-    values = np.array([dense[position(at)] for at in nodes], dense.dtype)
-    return values, Sparsity(tuple(order), block_map, tuple(levels))
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.data())
-def test_sparse_tensors_expand_to_what_was_encoded(data: Any) -> None:
-    shape = data.draw(st.lists(st.sampled_from([1, 2, 4]), min_size=1, max_size=3))
-    blocked = data.draw(st.lists(st.integers(0, len(shape) - 1), unique=True, max_size=2))
-    blocks = {
-        a: data.draw(st.sampled_from([n for n in (1, 2, 4) if n <= shape[a]])) for a in blocked
-    }
-    order = data.draw(st.permutations(range(len(shape))))
-    order += list(range(len(shape), len(shape) + len(blocks)))
-    compressed = data.draw(st.sets(st.integers(0, len(shape) - 1)))
-    dense = np.array(
-        data.draw(st.lists(st.sampled_from([0, 0, 1, -2]), min_size=64, max_size=64)), np.float32
-    )[: int(np.prod(shape))].reshape(shape)
-    values, sparsity = encode_sparse(dense, list(order), blocks, compressed)
-    np.testing.assert_array_equal(expand_sparse(values, sparsity, tuple(shape), "t"), dense)
-
-
-def test_sparse_weight_in_a_file(tmp_path: Path) -> None:
-    dense = RNG.standard_normal((4, 1, 1, 8)).astype(np.float16)
-    dense[:, :, :, :4] = 0
-    dense[2] = 0
-    values, found = encode_sparse(dense, [0, 1, 2, 3, 4], {3: 2}, {3})
-    level = found.dimensions[3]
-    assert level.segments is not None
-    assert level.indices is not None
-    dims: list[Any] = [{0: i8(0), 1: i32(d.size)} for d in found.dimensions]
-    dims[3] = {
-        0: i8(1), 2: u8(3), 3: {0: level.segments.astype(np.uint8)},
-        4: u8(1), 5: {0: level.indices.astype("<i4")},
-    }  # fmt: skip
-    table = {0: np.array(found.order, "<i4"), 1: np.array([3], "<i4"), 2: dims}
-    model = ModelBuilder()
-    model.tensor("x", (1, 8, 8, 8))
-    model.tensor("w", dense.shape, HALF, values, sparsity=table)
-    model.tensor("w_dense", dense.shape, HALF)
-    model.tensor("w_float", dense.shape)
-    model.tensor("y", (1, 8, 8, 4))
-    model.operator(124, [1], [2])
-    model.operator(6, [2], [3])
-    model.operator(3, [0, 3], [4], {})
-    raw = read(tmp_path, model.bytes())
-    assert only_node(raw).weights["weight"] == "w"
-    assert values.size < dense.size
-    np.testing.assert_array_equal(tensor(raw, "w").load(), dense)
-
-
-@pytest.mark.parametrize(
-    "levels",
-    [
-        [Dimension(1 << 40), Dimension(2)],
-        [Dimension(-1), Dimension(2)],
-        [Dimension(0, np.array([0, 9]), np.array([0])), Dimension(2)],
-        [Dimension(0, np.array([0, -1]), np.array([0])), Dimension(2)],
-        [Dimension(0, np.array([0]), np.array([0])), Dimension(2)],
-        [Dimension(0, np.array([0, 1]), np.array([7])), Dimension(2)],
-        [Dimension(0, np.array([0, 1]), np.array([-1])), Dimension(2)],
-        [Dimension(2), Dimension(0, np.array([0, 1, 99]), np.arange(2))],
-        [Dimension(2)],
-        [Dimension(2), Dimension(2), Dimension(2)],
-    ],
-)
-def test_inconsistent_sparse_tensors(levels: list[Dimension]) -> None:
-    sparsity = Sparsity(tuple(range(len(levels))), (), tuple(levels))
-    with pytest.raises(MalformedFileError, match="inconsistent"):
-        expand_sparse(np.zeros(4, np.float32), sparsity, (2, 2), "t")
-
-
-# --- damaged files -------------------------------------------------------------------------------
-
-
-def small_model() -> bytes:
-    model = one_operator(3, (2, 1, 1, 2), x=(1, 2, 2, 2), options=STRIDED)
-    model.tensor("q", (2, 2), INT8, bytes(4), scale=[0.5, 0.25], axis=0)
-    model.tensor("h", (2,), HALF, np.ones(2, np.float16))
-    model.tensor("f", (2,))
-    model.operator(6, [6], [7])
-    return model.bytes()
-
-
-SMALL = small_model()
-
-
-def read_everything(path: Path) -> None:
-    """Open a file and read all its tensors; anything but a SourceError is a failure."""
-    try:
-        raw = READER.read(ModelFile(path))
-    except SourceError:
-        return
-    for found in raw.tensors:
-        try:
-            values = found.load()
-        except SourceError:
-            continue
-        assert values.shape == found.shape
-        assert values.nbytes < 1 << 27
-    names = {t.name for t in raw.tensors}
-    for node in raw.nodes:
-        assert set(node.weights.values()) <= names
-
-
-def test_truncated_at_every_byte(tmp_path: Path) -> None:
-    path = tmp_path / "m.tflite"
-    for size in range(len(SMALL)):
-        path.write_bytes(SMALL[:size])
-        read_everything(path)
-    path.write_bytes(SMALL[: len(SMALL) // 2])
-    with pytest.raises(MalformedFileError, match=r"m\.tflite is damaged"):
-        READER.read(ModelFile(path))
-
-
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.lists(st.tuples(st.integers(0, len(SMALL) - 1), st.integers(0, 255)), max_size=4))
-def test_changed_bytes(tmp_path_factory: pytest.TempPathFactory, changes: Any) -> None:
-    data = bytearray(SMALL)
-    for position, byte in changes:
-        data[position] = byte
-    path = tmp_path_factory.getbasetemp() / "changed.tflite"
-    path.write_bytes(data)
-    read_everything(path)
-
-
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.binary(max_size=200))
-def test_any_bytes(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
-    path = tmp_path_factory.getbasetemp() / "any.tflite"
-    path.write_bytes(data)
-    read_everything(path)
-
-
-@pytest.mark.parametrize(
-    ("shape", "data", "message"),
-    [
-        ((1 << 30, 1 << 30), b"....", "absurd shape"),
-        ((-3,), b"....", "negative"),
-        ((3,), bytes(8), "needs 12 bytes, got 8"),
-        ((3,), bytes(16), "needs 12 bytes, got 16"),
-    ],
-)
-def test_absurd_tensors(tmp_path: Path, shape: Any, data: bytes, message: str) -> None:
-    model = ModelBuilder()
-    model.tensor("w", shape, FLOAT, data)
-    with pytest.raises(MalformedFileError, match=message):
-        read(tmp_path, model.bytes())
-
-
-def test_scales_that_fit_no_axis(tmp_path: Path) -> None:
-    model = ModelBuilder()
-    model.tensor("w", (4, 3), INT8, bytes(12), scale=[1, 2, 3, 4], axis=1)
-    with pytest.raises(MalformedFileError, match="4 scales along axis 1"):
-        read(tmp_path, model.bytes())
-
-
-def test_indices_must_exist(tmp_path: Path) -> None:
-    model = ModelBuilder()
-    model.tensor("x", (1,))
-    model.operator(3, [0, 7], [0], {})
-    with pytest.raises(MalformedFileError, match="tensor 7 of 1"):
-        read(tmp_path, model.bytes())
-    model = ModelBuilder()
-    model.tensor("x", (1,), buffer=9)
-    with pytest.raises(MalformedFileError, match="buffer 9 of 1"):
-        read(tmp_path, model.bytes())
-
-
-def test_other_schema_versions(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedFormatError, match="version 2"):
-        read(tmp_path, ModelBuilder().bytes(version=2))
-
-
-def test_a_small_file_cannot_describe_endless_tables(tmp_path: Path) -> None:
-    model = ModelBuilder()
-    model.tensor("x", (1,))
-    for _ in range(100):
-        model.operator(3, [0], [0])
-    data = model.bytes(copies=20_000)
-    assert len(data) < 100_000
-    with pytest.raises(UnsafeCheckpointError, match="more often"):
-        read(tmp_path, data)
-    assert len(read(tmp_path, model.bytes(copies=3)).nodes) == 300
-
-
-def test_one_long_vector_for_many_tensors(tmp_path: Path) -> None:
-    model = ModelBuilder()
-    shape = Shared(np.zeros(10_000, "<i4"))
-    for i in range(1000):
-        model.tensor(str(i), (1,))
-        model.tensors[-1][0] = shape
-    with pytest.raises(UnsafeCheckpointError, match="more often"):
-        read(tmp_path, model.bytes())
-
-
-def test_sniffing(tmp_path: Path) -> None:
-    file = ModelFile(tmp_path / "m")
-    assert READER.sniff(SMALL[:4096], file)
-    for foreign in (b"", b"TFL3", b"PK\3\4", b"\x08\x07\x12\x05tests"):
-        assert not READER.sniff(foreign, file)
