@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filterdb._version import __version__
-from filterdb.errors import PipelineError, UsageError
+from filterdb.errors import UsageError
+from filterdb.files import disk_errors
 from filterdb.report import data, html, pages
 from filterdb.report.corpus import Corpus, load_corpus
+from filterdb.report.layerwords import shorten
 from filterdb.report.model import ModelPages, Report, ReportOptions, ReportSummary, Sentence
 from filterdb.report.numbers import count, plural
 from filterdb.report.sections import SECTIONS
@@ -84,15 +86,14 @@ def build_report(
     report = _report(corpus, parts)
     fresh = target.with_name(f"{target.name}.tmp{os.getpid()}")
     try:
-        shutil.rmtree(fresh, ignore_errors=True)
-        (fresh / "data").mkdir(parents=True)
-        models = _write_models(corpus, fresh, tell)
-        _write_index(corpus, report, fresh, models, stamp)
-        tell("data", 0, None)
-        _write_data(corpus, report, fresh)
-        _put_in_place(fresh, target)
-    except OSError as error:
-        raise PipelineError(f"the report could not be written to {target}: {error}") from error
+        with disk_errors(target, what="the report"):
+            shutil.rmtree(fresh, ignore_errors=True)
+            (fresh / "data").mkdir(parents=True)
+            models = _write_models(corpus, fresh, tell)
+            _write_index(corpus, report, fresh, models, stamp)
+            tell("data", 0, None)
+            _write_data(corpus, report, fresh)
+            _put_in_place(fresh, target)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     missing = tuple(m for part in parts for m in part.missing)
@@ -222,7 +223,7 @@ def _write_models(corpus: Corpus, folder: Path, tell: ProgressHook) -> list[Sent
     def neighbour(i: int) -> dict[str, str] | None:
         if not 0 <= i < len(order):
             return None
-        return {"href": links[order[i]], "name": pages.shorten(str(names[order[i]]), 40)}
+        return {"href": links[order[i]], "name": shorten(str(names[order[i]]), 40)}
 
     for i, model_id in enumerate(order):
         tell("model pages", i, len(order))

@@ -175,7 +175,7 @@ class Corpus:
     @cached_property
     def layer_rows(self) -> dict[str, dict[str, Any]]:
         """Rows of `layers` by uid, stored places as whole numbers."""
-        return {row["layer_uid"]: row for row in self.layers.to_dict("records")}
+        return {row["layer_uid"]: row for row in records(self.layers)}
 
     def filters_of(self, row: dict[str, Any]) -> Any:
         """Return the filters of a stored layer.
@@ -269,7 +269,7 @@ def _treatment(frame: pd.DataFrame) -> dict[str, str]:
     """Choose one treatment; a store may hold the default's and a compatible mode's."""
     if frame.empty:
         return dict(_DEFAULT_TREATMENT)
-    found = frame[list(_DEFAULT_TREATMENT)].drop_duplicates().to_dict("records")
+    found = records(frame[list(_DEFAULT_TREATMENT)].drop_duplicates())
     found.sort(key=lambda t: tuple((t[k] != v, t[k]) for k, v in _DEFAULT_TREATMENT.items()))
     return {str(k): str(v) for k, v in found[0].items()}
 
@@ -343,6 +343,22 @@ def _rank_findings(findings: pd.DataFrame, layers: pd.DataFrame) -> pd.DataFrame
         ascending=[True, False, False, True, True],
         ignore_index=True,
     )
+
+
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows of a frame as dictionaries.
+
+    Parameters
+    ----------
+    frame
+        Columns named by words.
+
+    Returns
+    -------
+    list of dict
+        In order.
+    """
+    return [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]
 
 
 def weighted_quantiles(values: Any, weights: Any, shares: tuple[float, ...]) -> list[float]:

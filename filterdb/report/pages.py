@@ -10,7 +10,7 @@ from urllib.parse import quote
 import numpy as np
 
 from filterdb.analysis.tables import ListColumn
-from filterdb.report.corpus import METRICS, Corpus, Population
+from filterdb.report.corpus import METRICS, Corpus, Population, records
 from filterdb.report.layerwords import (
     kernel_shape,
     kernel_words,
@@ -130,11 +130,11 @@ def model_context(pages: Pages, model_id: str) -> dict[str, Any]:
         Values by the template's names.
     """
     corpus = pages.corpus
-    row = corpus.models[corpus.models["model_id"] == model_id].iloc[0].to_dict()
-    rows = corpus.layers[corpus.layers["model_id"] == model_id].to_dict("records")
+    row = records(corpus.models[corpus.models["model_id"] == model_id])[0]
+    rows = records(corpus.layers[corpus.layers["model_id"] == model_id])
     found: dict[str, list[dict[str, Any]]] = {}
     mine = corpus.findings[corpus.findings["model_id"] == model_id]
-    for finding in mine.to_dict("records"):
+    for finding in records(mine):
         found.setdefault(finding["layer_uid"], []).append(finding)
     counts = _how_many(rows)
     layers = [_layer(pages, r, found.get(r["layer_uid"], []), n) for r, n in

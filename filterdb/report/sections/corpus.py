@@ -8,6 +8,7 @@ import numpy as np
 
 from filterdb.report.charts import corpus as charts
 from filterdb.report.charts.render import draw
+from filterdb.report.corpus import records
 from filterdb.report.model import Block, Cell, Figure, Section, Sentence, Table
 from filterdb.report.numbers import count, plural, share, words
 from filterdb.report.sections.common import Answer, Part, absent, say, table_rows
@@ -185,10 +186,12 @@ def _kernels(corpus: Corpus) -> Figure:
     grouped = own.groupby("kernel").agg(
         filters=("n_filters", "sum"), layers=("layer_uid", "size"), models=("model_id", "nunique")
     )
-    rows, pointwise, data = [], [], []
+    rows: list[dict[str, Any]] = []
+    pointwise: list[dict[str, Any]] = []
+    data: list[dict[str, Any]] = []
     for kernel, row in grouped.sort_values(["filters", "layers"], ascending=False).iterrows():
         name = str(kernel).replace("x", "×")
-        item = {
+        item: dict[str, Any] = {
             "kernel": name,
             "filters": int(row["filters"]),
             "layers": int(row["layers"]),
@@ -222,7 +225,7 @@ def _reasons(corpus: Corpus) -> Figure:
     )
     rows: list[dict[str, Any]] = []
     ordered = grouped.reset_index().sort_values(["tensors", "reason"], ascending=[False, True])
-    for row in ordered.to_dict("records"):
+    for row in records(ordered):
         reason = words(str(row["reason"]))
         rows.append(
             {
@@ -255,7 +258,7 @@ def _owners(corpus: Corpus) -> Figure:
                       f"there are {len(sizes)}.")  # fmt: skip
     names = corpus.models.set_index("model_id")["name"].to_dict()
     ordered = sorted(sizes.items(), key=lambda item: (-int(item[1]), str(item[0])))
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "rank": rank,
             "filters": int(filters),
@@ -295,7 +298,7 @@ def _models_plain(corpus: Corpus) -> Table:
             Cell(count(row["n_filters"]), number=True),
             Cell(row["licence_weights"]),
         )
-        for row in corpus.models.head(_PLAIN_ROWS).to_dict("records")
+        for row in records(corpus.models.head(_PLAIN_ROWS))
     )
     note = (
         ""
@@ -317,7 +320,7 @@ def _failures(corpus: Corpus) -> Table | None:
             Cell(row["message"]),
             Cell("yes" if row["retryable"] else "no"),
         )
-        for row in ordered.to_dict("records")
+        for row in records(ordered)
     )
     note = f"{plural(len(corpus.failures), 'model')}; all are in data/failures.csv."
     heads = ("Model", "Stage", "Error", "Message", "Tried again by itself")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,79 +22,22 @@ from filterdb.report.sections.common import (
     say,
     table_rows,
 )
+from filterdb.report.sections.distances import (
+    FEW_FILTERS,
+    MOST_GROUPS,
+    OTHERS,
+    Distances,
+    distances_of,
+    is_number,
+)
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from filterdb.report.corpus import Corpus
 
-OTHERS = "*"
 FDR = 0.05
-#: Filters below which D is mostly the price of few numbers (filter_metrics.md §5).
-FEW_FILTERS = 1_000
 _FEW = 5
-_MOST_GROUPS = 40
 _CSV = ("group_a", "group_b", "n_models", "n_models_b", "drift", "low", "high", "noise_floor",
         "p_value", "q_value", "reason")  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Distances:
-    """The distances of one grouping.
-
-    Parameters
-    ----------
-    axis
-        Grouping.
-    groups
-        In the order drawn; groups of one model or of few filters last.
-    models
-        Models of each group.
-    thin
-        Groups of fewer than `FEW_FILTERS` filters.
-    pairs
-        Rows of `results` by (group, group), both ways; halves at (group, group).
-    """
-
-    axis: str
-    groups: list[str]
-    models: dict[str, int]
-    thin: frozenset[str]
-    pairs: dict[tuple[str, str], dict[str, Any]]
-
-    def is_apart(self, group: str) -> bool:
-        """Return whether a group is set apart: one model, or few filters.
-
-        Parameters
-        ----------
-        group
-            The group.
-
-        Returns
-        -------
-        bool
-            Such a group does not set the scale.
-        """
-        return self.models[group] <= 1 or group in self.thin
-
-    def value(self, a: str, b: str, column: str = "value") -> float | None:
-        """Return one number of a pair.
-
-        Parameters
-        ----------
-        a, b
-            Groups.
-        column
-            Of `results`.
-
-        Returns
-        -------
-        float or None
-            None where it is null or was not computed.
-        """
-        row = self.pairs.get((a, b))
-        value = clean(row[column]) if row else None
-        return None if value is None else float(value)
 
 
 def build(corpus: Corpus) -> Part:
@@ -140,79 +82,6 @@ def build(corpus: Corpus) -> Part:
 def _filters(corpus: Corpus, axis: str) -> dict[str, int]:
     bases = corpus.bases[(corpus.bases["axis"] == axis) & (corpus.bases["kernel"] == "3x3")]
     return {str(g): int(n) for g, n in zip(bases["group"], bases["n_filters"], strict=True)}
-
-
-def distances_of(rows: pd.DataFrame, axis: str, n_filters: dict[str, int]) -> Distances:
-    """Arrange the rows of one grouping.
-
-    Parameters
-    ----------
-    rows
-        Rows of `results` with metric drift.
-    axis
-        Grouping.
-    n_filters
-        Filters of each group, where known.
-
-    Returns
-    -------
-    Distances
-        Groups ordered by likeness; numbers in their own order.
-    """
-    pairs: dict[tuple[str, str], dict[str, Any]] = {}
-    models: dict[str, int] = {}
-    for row in rows.to_dict("records"):
-        a, b = str(row["group_a"]), str(clean(row["group_b"]))
-        halves = int(row["n_models_b"]) if a == b else 0
-        models.setdefault(a, int(row["n_models"]) + halves)
-        pairs[a, b] = row
-        if b not in (OTHERS, a):
-            n_b = clean(row["n_models_b"])
-            if n_b is not None:
-                models.setdefault(b, int(n_b))
-            pairs[b, a] = row
-    thin = frozenset(g for g in models if n_filters.get(g, FEW_FILTERS) < FEW_FILTERS)
-    return Distances(axis, _order(models, thin, pairs), models, thin, pairs)
-
-
-def _order(
-    models: dict[str, int], thin: frozenset[str], pairs: dict[tuple[str, str], dict[str, Any]]
-) -> list[str]:
-    names = sorted(models)
-    if all(_is_number(n) for n in names):
-        return sorted(names, key=float)
-    several = [n for n in names if models[n] > 1 and n not in thin]
-    single = [n for n in names if models[n] <= 1 or n in thin]
-    kept = sorted(several, key=lambda n: (-models[n], n))[:_MOST_GROUPS]
-    return _by_likeness(sorted(kept), pairs) + single[: max(0, _MOST_GROUPS - len(kept))]
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _by_likeness(names: list[str], pairs: dict[tuple[str, str], dict[str, Any]]) -> list[str]:
-    """Average linkage with optimal leaf order; ties by name, since `names` are sorted."""
-    if len(names) < 3:
-        return names
-    from scipy.cluster import hierarchy
-    from scipy.spatial.distance import squareform
-
-    n = len(names)
-    matrix = np.zeros((n, n))
-    for i in range(n):
-        for j in range(i):
-            row = pairs.get((names[i], names[j]))
-            value = clean(row["value"]) if row else None
-            matrix[i, j] = matrix[j, i] = 0.0 if value is None else max(0.0, float(value))
-    condensed = squareform(np.round(matrix, 12), checks=False)
-    tree = hierarchy.linkage(condensed, "average", optimal_ordering=True)
-    order = [names[i] for i in hierarchy.leaves_list(tree)]
-    return order if order[0] <= order[-1] else order[::-1]
 
 
 def _sentence(corpus: Corpus, axis: str) -> Sentence | None:
@@ -300,9 +169,11 @@ def _matrix(distances: Distances) -> Figure:
         reason = f"The grouping {distances.axis} has {n} with 3×3 filters; two are needed."
         return absent(8, question, reason, part=part)
     top = _top(distances)
-    cells, order, gap = [], [], False
+    cells: list[dict[str, Any]] = []
+    order: list[str] = []
+    gap = False
     for group in groups:
-        if distances.is_apart(group) and order and not gap and not _is_number(group):
+        if distances.is_apart(group) and order and not gap and not is_number(group):
             order.append(" ")
             gap = True
         order.append(_named(distances, group))
@@ -391,7 +262,7 @@ def _data(distances: Distances) -> tuple[tuple[Any, ...], ...]:
 def _dots(corpus: Corpus, distances: Distances) -> Figure:
     question = f"How far is each group by {words(distances.axis)} from the rest?"
     part = slug(distances.axis)[:30]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for group, n in distances.models.items():
         value = distances.value(group, OTHERS)
         if value is None:
@@ -415,11 +286,11 @@ def _dots(corpus: Corpus, distances: Distances) -> Figure:
     if not rows:
         return absent(9, question, "No group could be compared with the rest; the reasons are in "
                       f"the data of figure 8, {words(distances.axis)}.", part=part)  # fmt: skip
-    if all(_is_number(r["group"]) for r in rows):
+    if all(is_number(r["group"]) for r in rows):
         rows.sort(key=lambda r: float(r["group"]))
     else:
         rows.sort(key=lambda r: (r["kind"] == "one", -r["value"], r["group"]))
-    drawn = rows[:_MOST_GROUPS]
+    drawn = rows[:MOST_GROUPS]
     top = _dots_top(drawn, _rules(corpus))
     for row in drawn:
         row["off"] = f"{short(row['value'], 2)} →" if row["value"] > top else ""

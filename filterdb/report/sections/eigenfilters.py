@@ -11,6 +11,7 @@ from markupsafe import escape
 from filterdb.report import published
 from filterdb.report.charts import pca as charts
 from filterdb.report.charts.render import draw
+from filterdb.report.corpus import records
 from filterdb.report.layerwords import group_words, kernel_shape
 from filterdb.report.model import Block, Cell, Figure, Section, Sentence, Table
 from filterdb.report.numbers import NONE, count, plural, share, short, words
@@ -24,7 +25,7 @@ from filterdb.report.sections.common import (
     say,
     table_rows,
 )
-from filterdb.report.sections.drift import FEW_FILTERS
+from filterdb.report.sections.distances import FEW_FILTERS
 from filterdb.report.twins import twin_basis
 
 if TYPE_CHECKING:
@@ -226,7 +227,7 @@ def _cumulative(corpus: Corpus, everyone: pd.Series, twins: Any) -> Figure:
     rows = corpus.bases[(corpus.bases["axis"] != "*") & (corpus.bases["kernel"] == KERNEL)]
     groups = [
         point
-        for row in rows.to_dict("records")
+        for row in records(rows)
         for point in line(f"{words(row['axis'])}: {words(row['group'])}", row["evr"])
     ]
     everything = line("All trained models", everyone["evr"])
@@ -275,7 +276,7 @@ def _strips(corpus: Corpus, everyone: pd.Series, axis: str) -> Figure:
     reference = fix_signs(np.asarray(everyone["components"], float).reshape(9, 9))
     limit = float(np.abs(reference).max())
     items = []
-    for row in rows.to_dict("records"):
+    for row in records(rows):
         components = align_signs(np.asarray(row["components"], float).reshape(9, 9), reference)
         items.append((row, components, subspace_angle(components, reference)))
     if not all(str(item[0]["group"]).isdigit() for item in items):
@@ -338,7 +339,7 @@ def _groups(corpus: Corpus, axis: str) -> Table | None:
         if numbered
         else rows.sort_values(["n_models", "group"], ascending=[False, True])
     )
-    for row in ordered.to_dict("records"):
+    for row in records(ordered):
         group = row["group"]
         d = to_rest.loc[group] if group in to_rest.index else None
         d = d.iloc[0] if isinstance(d, pd.DataFrame) else d

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from filterdb.report.corpus import records
 from filterdb.report.layerwords import finding_sentence, small_sheet
 from filterdb.report.model import Block, Cell, Grid, GridColumn, Section, Sentence, Table
 from filterdb.report.numbers import NONE, count, plural, share, short, wilson, words
@@ -196,12 +197,12 @@ def _percentile(corpus: Corpus, row: dict[str, Any]) -> float | None:
 
 def _grid(corpus: Corpus, pictures: list[str | None]) -> Grid:
     frame = corpus.findings.head(_GRID_ROWS)
-    records = frame.to_dict("records")
-    populations = [corpus.populations.get(r["population"]) for r in records]
+    found = records(frame)
+    populations = [corpus.populations.get(r["population"]) for r in found]
     columns = (
         GridColumn("picture", "Filters", "picture", pictures[: len(frame)], "",
                    "16 filters by norm; the worst 200 have one", 4.5),
-        GridColumn("says", "What", "text", [finding_sentence(r) for r in records],
+        GridColumn("says", "What", "text", [finding_sentence(r) for r in found],
                    "detail", "", 24, link="at"),
         GridColumn("finding", "Finding", "words", frame["finding"].tolist(), "finding",
                    "its name", 8),
@@ -216,7 +217,7 @@ def _grid(corpus: Corpus, pictures: list[str | None]) -> Grid:
                    "cast(threshold as float)", "", 5.5),
         GridColumn("p", "p", "float", _plain_numbers(frame["p_value"]),
                    "cast(p_value as float)", "adjusted over the layers of the model (Holm)", 5),
-        GridColumn("percentile", "Percentile", "integer", [_percentile(corpus, r) for r in records],
+        GridColumn("percentile", "Percentile", "integer", [_percentile(corpus, r) for r in found],
                    "", "among comparable layers, rounded down", 5.5),
         GridColumn("population", "Population, n", "integer",
                    [p.n_layers if p else None for p in populations], "",
@@ -250,13 +251,15 @@ def _plain(corpus: Corpus, pictures: list[str | None]) -> Table | None:
     if frame.empty:
         return None
     rows = []
-    for record, picture in zip(frame.to_dict("records"), pictures, strict=False):
+    for record, picture in zip(records(frame), pictures, strict=False):
         image = f'<img class="pix" width="40" alt="" src="{picture}">' if picture else ""
         rows.append(
             (
                 Cell(html=image, reason="no stored filters"),
                 Cell(finding_sentence(record), corpus.links.layer(record["layer_uid"])),
-                Cell(f"{SEVERITIES.get(record['severity'], ('', ''))[1]}\u00a0{record['severity']}"),
+                Cell(
+                    f"{SEVERITIES.get(record['severity'], ('', ''))[1]}\u00a0{record['severity']}"
+                ),
                 Cell(short(record["statistic"]), number=True),
                 Cell(short(record["threshold"]), number=True),
             )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from filterdb.report.corpus import METRICS, Corpus
+from filterdb.report.corpus import METRICS, Corpus, records
 from filterdb.report.model import Grid, GridColumn
 from filterdb.report.numbers import plural
 from filterdb.report.tables import SPARK_POINTS, spark_bytes
@@ -116,10 +116,10 @@ def _median_sql(metric: str) -> str:
 
 def _sparks(layers: pd.DataFrame, ids: list[str], metric: str) -> list[bytes]:
     bins = layers.dropna(subset=["depth_decile", metric])
-    table = bins.groupby(["model_id", "depth_decile"])[metric].median()
+    table = bins.groupby(["model_id", "depth_decile"])[metric].median().reset_index()
     by_model: dict[str, list[float | None]] = {m: [None] * SPARK_POINTS for m in ids}
-    for (model_id, decile), value in table.items():
-        by_model[str(model_id)][int(decile)] = float(value)
+    for row in records(table):
+        by_model[row["model_id"]][int(row["depth_decile"])] = float(row[metric])
     return [spark_bytes(by_model[m], 0.0, 1.0) for m in ids]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from filterdb._version import __version__
 from filterdb.report import published
-from filterdb.report.corpus import MIN_LAYERS, MIN_MODELS, Corpus
+from filterdb.report.corpus import MIN_LAYERS, MIN_MODELS, Corpus, records
 from filterdb.report.model import Cell, Definitions, Paragraph, Section, Table
 from filterdb.report.numbers import count, megabytes, plural
 from filterdb.report.sections.common import Part, clean
@@ -144,7 +144,7 @@ def _licences(corpus: Corpus) -> Table:
             Cell(str(clean(r["licence_package"]))),
             Cell(count(r["n"]), number=True),
         )
-        for r in by.head(40).to_dict("records")
+        for r in records(by.head(40))
     )
     return Table("licences", "Licences of the models",
                  ("Weights", "Package", "Models"), rows,

@@ -147,7 +147,7 @@ def depth_bands(layers: pd.DataFrame, metric: str) -> list[dict[str, Any]]:
         quantiles = weighted_quantiles(rows[metric].to_numpy(float), 1 / per_model, _SHARES)
         out.append(
             {
-                "depth": (int(decile) + 0.5) / N_BINS,
+                "depth": (float(str(decile)) + 0.5) / N_BINS,
                 **{f"p{round(100 * s)}": q for s, q in zip(_SHARES, quantiles, strict=True)},
                 "layers": len(rows),
                 "models": int(rows["model_id"].nunique()),
