@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from markupsafe import escape
 
 from filterdb.report import published
@@ -29,6 +28,8 @@ from filterdb.report.sections.distances import FEW_FILTERS
 from filterdb.report.twins import twin_basis
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from filterdb.report.corpus import Corpus
 
 KERNEL = "3x3"
@@ -287,16 +288,20 @@ def _strips(corpus: Corpus, everyone: pd.Series, axis: str) -> Figure:
         '<span class="head last">angle to all</span>'
     ]
     data = []
-    for row, components, angle in [(None, reference, 0.0), *items[:_MOST_GROUPS]]:
-        name = "all trained models" if row is None else group_words(axis, str(row["group"]))
-        n = int(everyone["n_models"] if row is None else row["n_models"])
+    whole: tuple[dict[str, Any] | None, Any, float] = (None, reference, 0.0)
+    for of_group, components, angle in [whole, *items[:_MOST_GROUPS]]:
+        name = "all trained models"
+        n = int(everyone["n_models"])
+        if of_group is not None:
+            name = group_words(axis, str(of_group["group"]))
+            n = int(of_group["n_models"])
         sheet = eigenfilter_strip(components, kernel_shape(KERNEL), limit=limit)
         alt = f"{name}, first three: " + " | ".join(numbers_text(c) for c in components[:3])
         html.append(
             f'<span>{escape(name)} ({count(n)}){" ×" if n == 1 else ""}</span><img class="pix" '
             f'width="{10 * sheet.width}" height="{10 * sheet.height}" alt="{escape(alt)}" '
             f'src="{sheet.data_uri}"><span class="last">'
-            f"{'' if row is None else short(angle, 2) + '°'}</span>"
+            f"{'' if of_group is None else short(angle, 2) + '°'}</span>"
         )
         data.append({"group": name, "n_models": n, "angle": angle,
                      **{f"c{i}w{j}": float(v) for i, c in enumerate(components, 1)
@@ -331,7 +336,9 @@ def _groups(corpus: Corpus, axis: str) -> Table | None:
         (corpus.results["metric"] == "drift")
         & (corpus.results["axis"] == axis)
         & (corpus.results["group_b"] == "*")
-    ].set_index("group_a")
+        & (corpus.results["kernel"] == KERNEL)
+    ]
+    by_group = {str(r["group_a"]): r for r in records(to_rest)}
     cells = []
     numbered = rows["group"].str.fullmatch(r"\d+").all()
     ordered = (
@@ -341,10 +348,10 @@ def _groups(corpus: Corpus, axis: str) -> Table | None:
     )
     for row in records(ordered):
         group = row["group"]
-        d = to_rest.loc[group] if group in to_rest.index else None
-        d = d.iloc[0] if isinstance(d, pd.DataFrame) else d
+        d = by_group.get(str(group))
         value = clean(d["value"]) if d is not None else None
         low = clean(d["low"]) if d is not None else None
+        high = clean(d["high"]) if d is not None else None
         reason = str(clean(d["null_reason"]) or "") if d is not None else "not computed"
         evr = np.asarray(row["evr"], float)
         cells.append(
@@ -358,7 +365,7 @@ def _groups(corpus: Corpus, axis: str) -> Table | None:
                     number=True,
                     reason=reason,
                 ),
-                Cell(NONE if low is None else f"{short(low, 2)} to {short(clean(d['high']), 2)}",
+                Cell(NONE if low is None else f"{short(low, 2)} to {short(high, 2)}",
                      number=True, reason=reason or "no interval for so few models"),
                 *(Cell(short(100 * v), number=True) for v in evr[:3]),
             )
