@@ -63,7 +63,9 @@ def disk_errors(
         place = f"{what} {path}" if what else f"{path}"
         size = ""
         if needed is not None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            size = f": needs {needed:,} bytes, {free_bytes(path):,} are free"
+            size = f": needs {needed:,} bytes"
+            if error.errno != errno.EFBIG:  # what is free is not what it lacks
+                size += f", {free_bytes(path):,} are free"
         raise PipelineError(
             f"cannot write {place} ({words}){size}", tip=tip or _TIPS.get(error.errno or 0)
         ) from error

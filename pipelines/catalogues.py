@@ -107,7 +107,8 @@ def _scan(folder: Path, *, as_json: bool, console: Console) -> int:
     else:
         sys.stdout.write(to_toml(found.catalogue))
     for unread in found.unread:
-        console.say(f"left out: {unread.path}: {unread.reason}")
+        name = unread.path.rsplit("/", 1)[-1]
+        console.say(f"left out: {unread.path}: {unread.reason.removeprefix(f'{name}: ')}")
     console.say(
         f"{plural(len(found.catalogue.entries), 'model')} found, "
         f"{plural(len(found.unread), 'file')} left out; "

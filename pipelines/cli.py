@@ -7,8 +7,9 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from filterdb.errors import FilterDBError
+from filterdb.errors import FilterDBError, PipelineError
 from pipelines.arguments import build_parser, main_arguments, wants_json
 from pipelines.console import Console
 
@@ -30,30 +31,59 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     words = list(main_arguments() if arguments is None else arguments)
+    _open_closed_streams()
     console = Console(quiet="--quiet" in words or "-q" in words)
+    code = DONE
     try:
-        code = _dispatch(words)
-        # A closed pipe shows itself at the latest here, where it can still be caught.
-        sys.stdout.flush()
+        try:
+            code = _answer(words, console)
+        finally:
+            # A closed pipe or a full disk shows itself at the latest here, where it can be caught.
+            sys.stdout.flush()
     except BrokenPipeError:
-        # The reader (head) has had enough. Keep the interpreter from complaining at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
-    except FilterDBError as error:
-        console.error(error)
-        if wants_json(words):
-            print(json.dumps({"error": _error_record(error)}))
-        return error.exit_code
-    except KeyboardInterrupt:
-        console.say("stopped; the same command goes on where it left off")
-        sys.stderr.flush()
-        # Worker threads may be deep in a download or a product; nothing they hold is half written.
-        os._exit(INTERRUPTED)
+        # The reader (head) has had enough.
+        _drop_output()
+        return code
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        console.error(PipelineError(f"cannot go on: {place}{error.strerror or error}"))
+        _drop_output()
+        return ERROR
     return code
 
 
-def _error_record(error: FilterDBError) -> dict[str, str | None]:
-    return {"type": type(error).__name__, "message": error.message, "tip": error.tip}
+def _answer(words: list[str], console: Console) -> int:
+    try:
+        return _dispatch(words)
+    except FilterDBError as error:
+        return _refuse(error, words, console)
+    except MemoryError:
+        tip = "give it more, or fewer --workers; the same command goes on where it left off"
+        return _refuse(PipelineError("there is not enough memory", tip=tip), words, console)
+    except KeyboardInterrupt:
+        console.say("stopped; the same command goes on where it left off")
+        # Worker threads may be deep in a download or a product; nothing they hold is half written.
+        os._exit(INTERRUPTED)
+
+
+def _refuse(error: FilterDBError, words: list[str], console: Console) -> int:
+    console.error(error)
+    if wants_json(words):
+        record = {"type": type(error).__name__, "message": error.message, "tip": error.tip}
+        print(json.dumps({"error": record}))
+    return error.exit_code
+
+
+def _open_closed_streams() -> None:
+    """Give print and isatty something where the caller closed a stream (``>&-``)."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+
+
+def _drop_output() -> None:
+    """Keep the interpreter from complaining at exit of what it could not write."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _dispatch(words: list[str]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pipelines.console import printable
 from pipelines.inspect_checkpoint import read_model_layers
 from pipelines.output import to_json
 
@@ -42,6 +43,6 @@ def run(
     if as_json:
         print(to_json(report.to_json()))
     else:
-        print("\n".join(report.text()))
+        print(printable("\n".join(report.text())))
         console.say("deltas are relative to the first checkpoint")
     return 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import sys
 import threading
 import time
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
 #: Work shorter than this needs no progress line.
 PATIENCE_S = 2.0
+#: Control codes of C0 and C1 other than tab and line end, and the marks that reorder text.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 class Console:
@@ -46,7 +50,7 @@ class Console:
     def say(self, text: str) -> None:
         """Write one line of talk to standard error unless quiet."""
         if not self.quiet:
-            print(text, file=sys.stderr, flush=True)
+            _talk(text)
 
     def hint(self, text: str) -> None:
         """Write a line about what to do next, unless this job is part of another."""
@@ -59,9 +63,9 @@ class Console:
 
     def error(self, error: FilterDBError) -> None:
         """Write an error and its tip to standard error, also when quiet."""
-        print(f"error: {error.message}", file=sys.stderr)
+        _talk(f"error: {error.message}")
         if error.tip:
-            print(f"tip: {error.tip}", file=sys.stderr)
+            _talk(f"tip: {error.tip}")
 
     @contextmanager
     def progress(self) -> Iterator[ProgressHook | None]:
@@ -73,6 +77,17 @@ class Console:
                 yield bars.update
         else:
             yield _Lines(self).update
+
+
+def printable(text: str) -> str:
+    """Return text whose control codes are spelt out: names in files may try to steer a terminal."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+def _talk(text: str) -> None:
+    # Nobody may be listening any more (a closed pipe, a full disk): that stops no job.
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        print(printable(text), file=sys.stderr, flush=True)
 
 
 def format_bytes(n: int | float) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filterdb.errors import UnknownNameError
+from pipelines.console import printable
 from pipelines.output import to_json
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def run(
     if as_json:
         print(to_json(report.to_json()))
     else:
-        print("\n".join(report.text()))
+        print(printable("\n".join(report.text())))
         if population is None:
             console.say("compared with no population; --against STORE gives percentiles")
     hits = sorted(set(report.findings) & fatal)

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pipelines.console import printable
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -132,4 +134,4 @@ def format_cell(value: Any) -> str:
         return f"{value:.4g}"
     if isinstance(value, list):
         return ", ".join(format_cell(v) for v in value)
-    return str(value).replace("\n", " ").replace("\t", " ")
+    return printable(str(value).replace("\n", " ").replace("\t", " "))

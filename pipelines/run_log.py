@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filterdb.files import disk_errors
+
 if TYPE_CHECKING:
     from filterdb.engine import Outcome
 
@@ -26,7 +28,8 @@ class RunLog:
 
     def __init__(self, store_path: Path, job: str) -> None:
         self.path = store_path / LOG_FOLDER / f"{job}.jsonl"
-        self.path.parent.mkdir(exist_ok=True)
+        with disk_errors(self.path):
+            self.path.parent.mkdir(exist_ok=True)
         self.workers: set[str] = set()
 
     def start(self, **facts: Any) -> None:
@@ -44,5 +47,7 @@ class RunLog:
         self._write({"event": "end", "n_workers_seen": len(self.workers), **facts})
 
     def _write(self, record: Mapping[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, default=str) + "\n")
+        line = json.dumps(record, default=str) + "\n"
+        needed = len(line)
+        with disk_errors(self.path, needed=needed), self.path.open("a", encoding="utf-8") as file:
+            file.write(line)

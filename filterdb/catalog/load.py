@@ -173,7 +173,7 @@ def _split(
             message = f"[catalogue]: unknown key {key!r} (nearest: {', '.join(close)})"
             problems.append(Problem(message, None, key))
         elif not isinstance(value, str):
-            problems.append(Problem(f"[catalogue]: {key} is a text, got {value!r}", None, key))
+            problems.append(Problem(f"[catalogue]: {key} must be a text, got {value!r}", None, key))
     if isinstance(head.get("name"), str) and not is_slug(head["name"]):
         problems.append(Problem(f"[catalogue]: name {head['name']!r} is not a slug", None, "name"))
     return {k: v for k, v in head.items() if isinstance(v, str)}, tables, problems

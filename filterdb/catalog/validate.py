@@ -148,14 +148,14 @@ def _check_type(key: str, value: object) -> str | None:
     got = f"got {value!r} ({type(value).__name__})"
     if key in LIST_KEYS:
         if not isinstance(value, list) or not all(isinstance(v, str) and v for v in value):
-            return f"{key} is a list of texts, {got}"
+            return f"{key} must be a list of texts, {got}"
     elif key in INTEGER_KEYS:
         if value == "":
             return None
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
-            return f"{key} is a whole number of bytes, {got}"
+            return f"{key} must be a whole number of bytes, {got}"
     elif not isinstance(value, str):
-        return f"{key} is a text, {got}"
+        return f"{key} must be a text, {got}"
     return None
 
 

@@ -149,7 +149,7 @@ def _run_local(
             dask.compute(
                 *graph,
                 scheduler="sync" if cluster.kind == "sync" else cluster.kind,
-                num_workers=cluster.n_workers,
+                num_workers=min(cluster.n_workers, len(tasks)),
                 optimize_graph=False,
                 # One task a trip: dask's default hands six to one process while others idle.
                 **({"chunksize": 1} if cluster.kind == "processes" else {}),
@@ -160,13 +160,21 @@ def _run_local(
 @contextmanager
 def _spawn_context(cluster: Cluster) -> Iterator[None]:
     """Use spawned processes: a fork copies the locks of threads that do not exist in the child."""
+    from concurrent.futures import BrokenExecutor
+
     import dask
 
     if cluster.kind != "processes":
         yield
         return
-    with dask.config.set({"multiprocessing.context": "spawn"}):
-        yield
+    try:
+        with dask.config.set({"multiprocessing.context": "spawn"}):
+            yield
+    except BrokenExecutor as error:
+        raise PipelineError(
+            "a worker process died (killed, or out of memory)",
+            tip="run it again, with fewer --workers if memory is short; finished work is kept",
+        ) from error
 
 
 def _run_distributed(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from filterdb.catalog.uri import SourceUri, check_member, has_scheme, parse_uri
 from filterdb.errors import (
+    MalformedFileError,
     MissingCompanionError,
     SourceError,
     UnknownNameError,
@@ -18,7 +19,7 @@ from filterdb.errors import (
     UsageError,
 )
 from filterdb.sources.cache import Cache
-from filterdb.sources.containers import extract_member, list_members
+from filterdb.sources.containers import container_kind, extract_member, list_members
 from filterdb.sources.formats.base import ModelFile
 from filterdb.sources.origins import Request, agreed_sha256, find_origin
 from filterdb.sources.stored import Filled, Sink, Stored, member_key
@@ -215,7 +216,15 @@ def open_raw(fetched: Fetched, format: str = "auto") -> RawModel:  # noqa: A002 
     """
     from filterdb.sources.formats import read_model
 
-    return read_model(fetched.file, format)
+    try:
+        return read_model(fetched.file, format)
+    except UnsupportedFormatError as error:
+        path = fetched.file.path
+        if container_kind(path) is None:
+            raise
+        raise UnsupportedFormatError(
+            error.message, tip=f"name a file in it: {_largest_members(path, fetched.uri)}"
+        ) from error
 
 
 def read_layers(
@@ -260,7 +269,11 @@ def _companions_of(file: ModelFile, format_name: str) -> tuple[str, ...]:
             return ()
     if format_name not in FORMATS:
         raise UnknownNameError("format", format_name, FORMATS)
-    names = FORMATS[format_name].companions(file)
+    try:
+        names = FORMATS[format_name].companions(file)
+    except (MalformedFileError, UnsupportedFormatError):
+        # A file that is not what it should be: whoever opens it says so.
+        return ()
     for name in names:
         try:
             check_member(name)
@@ -349,10 +362,15 @@ class _Run:
             self.pinned.append(stored.sha256)
 
     def _no_member(self, uri: SourceUri, archive: Stored) -> UsageError:
-        members = list_members(archive.path, what=str(uri))
-        models = [m for m in members if Path(m.name).suffix.lower() in _MODEL_SUFFIXES]
-        largest = sorted(models or members, key=lambda m: (-m.bytes, m.name))[:8]
         return UsageError(
             f"{uri} names no member",
-            tip="add one: " + ", ".join(f"!/{m.name} ({m.bytes:,} bytes)" for m in largest),
+            tip=f"add one: {_largest_members(archive.path, str(uri))}",
         )
+
+
+def _largest_members(path: Path, what: str) -> str:
+    """Name what may be models in a container."""
+    members = list_members(path, what=what)
+    models = [m for m in members if Path(m.name).suffix.lower() in _MODEL_SUFFIXES]
+    largest = sorted(models or members, key=lambda m: (-m.bytes, m.name))[:8]
+    return ", ".join(f"!/{m.name} ({m.bytes:,} bytes)" for m in largest) or "it is empty"

@@ -95,7 +95,11 @@ def run_query(query: str, tables: Mapping[str, Callable[[], pa.Table]]) -> pa.Ta
             _execute(connection, setting)
         try:
             return _plain_integers(connection.sql(query).to_arrow_table())
-        except duckdb.Error as error:
+        except (duckdb.Error, RuntimeError) as error:
+            if "interrupted" in str(error).lower():
+                raise KeyboardInterrupt from error  # DuckDB's word for Ctrl-C
+            if not isinstance(error, duckdb.Error):
+                raise
             raise _explained(error, loaded) from error
 
 
@@ -255,8 +259,8 @@ _UNKNOWN_TABLE = re.compile(r'Referenced table "([^"]+)" not found')
 
 def _explained(error: duckdb.Error, columns: dict[str, list[str]]) -> UsageError:
     text = str(error)
-    if match := _UNKNOWN_TABLE.search(text):
-        return UnknownNameError("table", match.group(1), columns, where="the query")
+    if (match := _UNKNOWN_TABLE.search(text)) and columns:
+        return UnknownNameError("table", match.group(1), columns, where="the query's FROM")
     if match := _UNKNOWN_COLUMN.search(text):
         word = next(g for g in match.groups() if g)
         known = [c for names in columns.values() for c in names]

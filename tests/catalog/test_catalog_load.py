@@ -79,7 +79,7 @@ def test_an_entry_takes_its_defaults(tmp_path: Path) -> None:
         ("bytes = -1", "whole number", 9),
         ("bytes = true", "whole number", 9),
         ('bytes = "5"', "whole number", 9),
-        ("task = 5", r"task is a text, got 5 \(int\)", 9),
+        ("task = 5", r"task must be a text, got 5 \(int\)", 9),
         ('training_dataset = "COCO"', "list of texts", 9),
         ("training_dataset = [1]", "list of texts", 9),
         ('archive_sha256 = "abc"', "64 lower-case", 9),
@@ -117,7 +117,7 @@ def test_a_bad_key_is_named_with_its_line(
         ("[[model]\n", "not TOML"),
         ('[catalogue]\ntitel = "x"\n', "unknown key 'titel' .*title"),
         ('[catalogue]\nname = "A B"\n', "not a slug"),
-        ("[catalogue]\ntitle = 3\n", "title is a text"),
+        ("[catalogue]\ntitle = 3\n", "title must be a text"),
     ],
 )
 def test_a_bad_catalogue_is_refused(tmp_path: Path, text: str, message: str) -> None:

@@ -17,6 +17,7 @@ from tests.sources.loopback import Answer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.sources.loopback import Site
 
@@ -240,3 +241,16 @@ def test_what_a_bucket_lacks_is_said(bucket: Bucket, cache: Cache) -> None:
         with pytest.raises(SourceError, match=r"none\.pt") as caught:
             fetch(uri, cache=cache)
         assert not isinstance(caught.value, FetchError)
+
+
+def test_an_answer_that_is_not_the_part_asked_for_never_gets_into_the_file(
+    tmp_path: Path, site: Site
+) -> None:
+    body = bytes(range(256)) * 400
+    site.add("/m.bin", body)
+    # The line breaks; then something in between answers with a page of its own.
+    page = Answer(b"<html>please log in</html>")
+    site.faults["/m.bin"] = [Answer(body, drop=5000), page]
+    site.ranges = False
+    fetched = fetch(f"{site.url}/m.bin", cache=Cache(tmp_path / "cache"))
+    assert fetched.file.path.read_bytes() == body

@@ -12,7 +12,13 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING
 
-from filterdb.errors import FetchError, SourceError, UnknownNameError, UnsupportedFormatError
+from filterdb.errors import (
+    FetchError,
+    MalformedFileError,
+    SourceError,
+    UnknownNameError,
+    UnsupportedFormatError,
+)
 from filterdb.sources.formats.base import FormatReader, ModelFile
 
 if TYPE_CHECKING:
@@ -156,16 +162,37 @@ def read_model(file: ModelFile, format: str = "auto") -> RawModel:  # noqa: A002
     UnknownNameError
         There is no such format.
     """
-    _head(file)
+    label = file.name or file.path.name
+    if not _head(file):
+        raise MalformedFileError(
+            f"{label} is an empty file: expected a model, got 0 bytes",
+            tip="fetch it or write it again",
+        )
     name = detect(file) if format == "auto" else format
     reader = FORMATS[name]
     try:
         return reader.read(file)
+    except MalformedFileError as error:
+        raise _explained(error, file, name) from error
     except SourceError:
         raise
     except OSError as error:
-        label = file.name or file.path.name
         raise FetchError(f"cannot read {label}: {error.strerror or error}") from error
+
+
+def _explained(error: MalformedFileError, file: ModelFile, name: str) -> MalformedFileError:
+    """Say which file it is, and what to do where the reader itself does not know."""
+    label = file.name or file.path.name
+    message = error.message if label in error.message else f"{label}: {error.message}"
+    try:
+        other = detect(file)
+    except SourceError:
+        other = name
+    if other != name:
+        tip = f"it was read as {name}, and its bytes look like {other}"
+    else:
+        tip = error.tip or "it is cut short or damaged: fetch it or write it again"
+    return MalformedFileError(message, tip=tip)
 
 
 def _head(file: ModelFile) -> bytes:

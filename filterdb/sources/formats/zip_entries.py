@@ -138,8 +138,9 @@ def _members(
         inflated += info.file_size
         if inflated > bound:
             raise UnsafeCheckpointError(
-                f"{label}: a zip file of {len(data)} bytes that would inflate to {inflated:,} "
-                f"bytes or more"
+                f"{label}: a zip file of {len(data):,} bytes that would inflate to {inflated:,} "
+                f"bytes or more; {bound:,} are the most",
+                tip="no weights compress like that: this is a decompression bomb",
             )
         if name in members:
             raise MalformedFileError(f"{label}: two members are called {name!r}")

@@ -39,8 +39,12 @@ def obtain(request: Request) -> Stored:
     name = request.uri.body
     path = (request.base / name).absolute()
     if not path.is_file():
-        kind = "is a folder, not a file" if path.is_dir() else "is not there"
-        raise SourceError(f"file {name!r} {kind}", tip=_neighbours(path, name))
+        if path.is_dir():
+            tip = "name one file in it; `filterdb catalog scan` makes a catalogue of a whole folder"
+            raise SourceError(f"file {name!r} is a folder, not a file", tip=tip)
+        if path.exists():
+            raise SourceError(f"file {name!r} is a device or a pipe, not a regular file")
+        raise SourceError(f"file {name!r} is not there", tip=_neighbours(path, name))
     try:
         digest = file_sha256(path)
         size = path.stat().st_size

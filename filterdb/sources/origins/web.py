@@ -189,6 +189,9 @@ def _attempt(remote: _Remote, request: Request, sink: Sink) -> None:
                     raise UnsafeCheckpointError(
                         f"{remote.name} sends more than the {bound:,} bytes announced"
                     )
+                if not whole and len(block) < min(_BLOCK, bound - sink.bytes):
+                    # fsspec takes any answer that is short enough for the part it asked for.
+                    raise _NoRangeError("the server sends something else than the part asked for")
                 sink.write(block)
                 request.tell(request.uri.file_name, sink.bytes, remote.size)
     except ValueError as error:
@@ -259,8 +262,19 @@ def _raise_final(error: Exception, what: str, *, last: bool) -> None:
             f"{what}: access refused", tip="fsspec takes log-ins from the environment"
         ) from error
     if last:
-        text = str(reason).strip() or type(reason).__name__
-        raise FetchError(f"{what}: {text.splitlines()[0]}") from error
+        raise FetchError(f"{what}: {_plain(reason, status)}") from error
+
+
+def _plain(reason: BaseException, status: int) -> str:
+    """Say in one line what the network did."""
+    if status >= 400:
+        return f"the server answers {status} {getattr(reason, 'message', '')}".rstrip()
+    kind = type(reason).__name__
+    if kind in ("ClientPayloadError", "ServerDisconnectedError"):
+        return "the server closed the connection in the middle"
+    text = str(reason).strip() or kind
+    # aiohttp speaks of TLS whether there is any or not.
+    return text.splitlines()[0].replace(" ssl:default", "")
 
 
 def _status(error: BaseException) -> int:

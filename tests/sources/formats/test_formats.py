@@ -14,7 +14,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from filterdb.errors import FetchError, UnknownNameError, UnsupportedFormatError
+from filterdb.errors import (
+    FetchError,
+    MalformedFileError,
+    UnknownNameError,
+    UnsupportedFormatError,
+)
 from filterdb.layers.raw import RawModel
 from filterdb.sources import formats
 from filterdb.sources.formats import FORMATS, FormatReader, ModelFile, detect, read_model
@@ -60,7 +65,6 @@ def test_no_sniffer_raises_on_foreign_bytes(tmp_path: Path, head: bytes) -> None
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "an empty file"),
         (b"\x80\x04N.", "a plain Python pickle"),
         (b"\x89PNG\r\n\x1a\n", "a PNG image"),
         (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
@@ -79,6 +83,20 @@ def test_unknown_files_are_described(tmp_path: Path, content: bytes, words: str)
         read_model(ModelFile(path, name="weights.bin"))
     assert "weights.bin" in str(caught.value)
     assert "safetensors" in (caught.value.tip or "")
+
+
+@pytest.mark.parametrize("format_name", ["auto", *FORMATS])
+def test_an_empty_file_is_said_to_be_empty(tmp_path: Path, format_name: str) -> None:
+    (tmp_path / "0123").touch()
+    with pytest.raises(MalformedFileError, match=r"weights\.bin is an empty file"):
+        read_model(ModelFile(tmp_path / "0123", name="weights.bin"), format_name)
+
+
+def test_a_file_of_another_format_than_said(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", w=np.ones(3))
+    with pytest.raises(MalformedFileError, match=r"a\.npz") as caught:
+        read_model(ModelFile(tmp_path / "a.npz"), "safetensors")
+    assert caught.value.tip == "it was read as safetensors, and its bytes look like npz"
 
 
 def test_archives_are_no_models(tmp_path: Path) -> None:
