@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from filterdb.catalog.model import Entry
-from filterdb.stats.state import layer_state
+from filterdb.layers.model import BatchNorm, ConvLayer
+from filterdb.store.rows import entry_columns, staged_layers
 from filterdb.store.staging import StagedLayer, StagedModel
-from filterdb.types import AnyArray, ModelId, Role, Shape, kernel_label
+
+if TYPE_CHECKING:
+    from filterdb.types import AnyArray, FloatArray, ModelId, Op, Role, Shape
 
 TASKS = ("classification", "segmentation", "ocr", "super_resolution")
 VISUAL_CATEGORIES = ("natural", "documents", "medical")
@@ -48,7 +51,7 @@ class LayerSpec:
     role: Role
     groups: int = 1
     stride: int = 1
-    op: str = "conv"
+    op: Op = "conv"
     folded: bool = True
     shares: str | None = None
 
@@ -175,64 +178,47 @@ def random_layers(
             weights = random_weights(rng, shape, dtype=dtype, smoothness=smoothness)
         made[spec.name] = weights
         scale = rng.uniform(0.5, 2.0, spec.out_channels) if spec.folded else None
-        row = _layer_row(model_id, index, spec, n_layers=len(specs))
-        states = _state_rows(str(row["layer_uid"]), spec, weights, scale)
-        layers.append(StagedLayer(row=row, weights=weights, states=states))
-    return layers
+        norm = index / max(1, len(specs) - 1)
+        layers.append(_layer(spec, weights, scale, index=index, depth_norm=norm))
+    return list(staged_layers(model_id, layers))
 
 
-def _layer_row(
-    model_id: ModelId, index: int, spec: LayerSpec, *, n_layers: int
-) -> dict[str, object]:
+def _layer(
+    spec: LayerSpec,
+    weights: AnyArray,
+    scale: FloatArray | None,
+    *,
+    index: int,
+    depth_norm: float,
+) -> ConvLayer:
     rank = len(spec.kernel)
-    depth = (None,) * (3 - rank) + spec.kernel
-    norm = index / max(1, n_layers - 1)
-    shared = None if spec.shares is None else f"{model_id}/{spec.shares}.weight"
-    return {
-        "layer_uid": f"{model_id}/{spec.name}.weight",
-        "model_id": model_id,
-        "layer_index": index,
-        "name": spec.name,
-        "op": spec.op,
-        "rank": rank,
-        "kernel": kernel_label(spec.kernel),
-        "kd": depth[0],
-        "kh": depth[1],
-        "kw": depth[2],
-        "in_channels": spec.in_channels,
-        "out_channels": spec.out_channels,
-        "groups": spec.groups,
-        "stride": [spec.stride] * rank,
-        "dilation": [1] * rank,
-        "padding": [k // 2 for k in spec.kernel],
-        "role": spec.role,
-        "conv_depth": index,
-        "conv_depth_norm": norm,
-        "depth_decile": min(9, int(10 * norm)),
-        "depth_source": "registration",
-        "bn": "separate" if spec.folded else "none",
-        "n_filters": spec.out_channels * (spec.in_channels // spec.groups),
-        "source_dtype": "float32",
-        "quantised": False,
-        "shared_with": shared,
-    }
-
-
-def _state_rows(
-    uid: str, spec: LayerSpec, weights: AnyArray, scale: AnyArray | None
-) -> list[dict[str, object]]:
-    stride = [spec.stride] * len(spec.kernel)
-    variants = {"raw": weights}
-    if scale is not None:
-        variants["folded"] = weights * scale.reshape(-1, *[1] * (weights.ndim - 1))
-    return [
-        {
-            "layer_uid": uid,
-            "weights": name,
-            **layer_state(values, spec.groups, stride=stride).to_record(),
-        }
-        for name, values in variants.items()
-    ]
+    none = np.zeros(spec.out_channels)
+    norm = None if scale is None else BatchNorm(scale, none, none, none + 1.0, epsilon=0.0)
+    return ConvLayer(
+        index=index,
+        name=spec.name,
+        tensor=f"{spec.name}.weight",
+        use=0,
+        op=spec.op,
+        kernel=spec.kernel,
+        in_channels=spec.in_channels,
+        out_channels=spec.out_channels,
+        groups=spec.groups,
+        stride=(spec.stride,) * rank,
+        dilation=(1,) * rank,
+        padding=tuple(k // 2 for k in spec.kernel),
+        role=spec.role,
+        conv_depth=index,
+        conv_depth_norm=depth_norm,
+        depth_decile=min(9, int(10 * depth_norm)),
+        depth_source="registration",
+        batch_norm_status="none" if norm is None else "separate",
+        source_dtype="float32",
+        quantised=False,
+        shared_with=None if spec.shares is None else f"{spec.shares}.weight",
+        read=lambda: weights,
+        read_batch_norm=None if norm is None else lambda: norm,
+    )
 
 
 def model_row(entry: Entry, layers: Sequence[StagedLayer], *, n_skipped: int = 0) -> dict[str, Any]:
@@ -255,25 +241,12 @@ def model_row(entry: Entry, layers: Sequence[StagedLayer], *, n_skipped: int = 0
     is_twin = entry.uri.startswith("init:")
     own = [layer for layer in layers if layer.row["shared_with"] is None]
     return {
-        "model_id": entry.id,
-        "catalogue": entry.catalogue,
+        **entry_columns(entry),
         "uri": entry.uri,
         "format": entry.format,
         "archive_sha256": entry.archive_sha256,
         "member_sha256": hashlib.sha256(entry.id.encode()).hexdigest(),
         "bytes": entry.bytes or 0,
-        "name": entry.name,
-        "architecture": entry.architecture,
-        "family": entry.family,
-        "task": entry.task,
-        "visual_category": entry.visual_category,
-        "training_dataset": list(entry.training_dataset),
-        "pretraining_dataset": list(entry.pretraining_dataset),
-        "licence_package": entry.licence_package,
-        "licence_weights": entry.licence_weights,
-        "paper": entry.paper,
-        "note": entry.note,
-        "label_source": entry.label_source,
         "init_of": entry.uri.split("?")[0].removeprefix("init:") if is_twin else None,
         "seed": 0 if is_twin else None,
         "n_parameters": sum(int(layer.weights.size) for layer in own),

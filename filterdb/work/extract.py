@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from filterdb.errors import FetchError, HashMismatchError, PipelineError, StoreError
 
@@ -21,9 +19,8 @@ if TYPE_CHECKING:
     from filterdb.catalog.model import Entry
     from filterdb.layers.model import ConvLayer, ModelLayers
     from filterdb.sources import Fetched
-    from filterdb.stats.state import LayerState
-    from filterdb.store.staging import StagedLayer, StagedModel
-    from filterdb.types import AnyArray, ModelId, Stage
+    from filterdb.store.staging import StagedModel
+    from filterdb.types import ModelId, Stage
 
 #: Changes when extraction itself gives other rows for the same file; stages of older ones are
 #: then not taken up again.
@@ -174,6 +171,7 @@ def _extract(task: ExtractTask, where: _Where) -> ExtractOutcome:
 def _staged(
     task: ExtractTask, fetched: Fetched, format_name: str, found: ModelLayers
 ) -> StagedModel:
+    from filterdb.store.rows import staged_layers
     from filterdb.store.staging import StagedModel
 
     skipped = [
@@ -189,7 +187,7 @@ def _staged(
     ]
     return StagedModel(
         model=_model_row(task.entry, fetched, format_name, found),
-        layers=_staged_layers(task.entry.id, found),
+        layers=staged_layers(task.entry.id, found.layers),
         skipped=skipped,
         key=task.key,
     )
@@ -211,26 +209,15 @@ def _n_filters(found: ModelLayers, kernel: str | None = None) -> int:
 def _model_row(
     entry: Entry, fetched: Fetched, format_name: str, found: ModelLayers
 ) -> Mapping[str, object]:
+    from filterdb.store.rows import entry_columns
+
     return {
-        "model_id": entry.id,
-        "catalogue": entry.catalogue,
+        **entry_columns(entry),
         "uri": fetched.uri,
         "format": format_name,
         "archive_sha256": fetched.archive_sha256,
         "member_sha256": fetched.member_sha256,
         "bytes": fetched.bytes,
-        "name": entry.name or entry.id,
-        "architecture": entry.architecture,
-        "family": entry.family,
-        "task": entry.task,
-        "visual_category": entry.visual_category,
-        "training_dataset": list(entry.training_dataset),
-        "pretraining_dataset": list(entry.pretraining_dataset),
-        "licence_package": entry.licence_package,
-        "licence_weights": entry.licence_weights,
-        "paper": entry.paper,
-        "note": entry.note,
-        "label_source": entry.label_source,
         "init_of": fetched.init_of,
         "seed": fetched.seed,
         "n_parameters": found.n_parameters,
@@ -240,82 +227,3 @@ def _model_row(
         "n_skipped": len(found.skipped),
         "status": "ok" if found.layers else "no_convolutions",
     }
-
-
-def _staged_layers(model_id: ModelId, found: ModelLayers) -> Iterator[StagedLayer]:
-    """Yield one layer at a time: memory is bounded by the largest tensor."""
-    from filterdb.layers.detect import layer_uid
-    from filterdb.store.staging import StagedLayer
-
-    first_uid: dict[str, str] = {}
-    for layer in found.layers:
-        if _own(layer):  # a tensor may be of its own twice: as convolution and transposed
-            first_uid.setdefault(layer.tensor, layer_uid(model_id, layer))
-    for layer in found.layers:
-        weights = layer.weights()
-        uid = layer_uid(model_id, layer)
-        row = _layer_row(model_id, uid, layer)
-        if layer.shared_with is not None:
-            row["shared_with"] = first_uid.get(layer.shared_with)
-        yield StagedLayer(row=row, weights=weights, states=_state_rows(uid, layer, weights))
-
-
-def _layer_row(model_id: ModelId, uid: str, layer: ConvLayer) -> dict[str, object]:
-    kd, kh, kw = (None,) * (3 - layer.rank) + layer.kernel
-    return {
-        "layer_uid": uid,
-        "model_id": model_id,
-        "layer_index": layer.index,
-        "name": layer.name,
-        "op": layer.op,
-        "rank": layer.rank,
-        "kernel": layer.kernel_name,
-        "kd": kd,
-        "kh": kh,
-        "kw": kw,
-        "in_channels": layer.in_channels,
-        "out_channels": layer.out_channels,
-        "groups": layer.groups,
-        "stride": _listed(layer.stride),
-        "dilation": _listed(layer.dilation),
-        "padding": _listed(layer.padding),
-        "role": layer.role,
-        "conv_depth": layer.conv_depth,
-        "conv_depth_norm": layer.conv_depth_norm,
-        "depth_decile": layer.depth_decile,
-        "depth_source": layer.depth_source,
-        "bn": layer.batch_norm_status,
-        "n_filters": layer.n_filters,
-        "source_dtype": layer.source_dtype,
-        "quantised": layer.quantised,
-        "shared_with": None,
-    }
-
-
-def _listed(value: tuple[int, ...] | None) -> list[int] | None:
-    return None if value is None else list(value)
-
-
-def _state_rows(uid: str, layer: ConvLayer, weights: AnyArray) -> list[dict[str, object]]:
-    """Return the raw state and, where BatchNorm is known, the one with it folded in."""
-    from filterdb.stats.state import layer_state
-
-    def state_of(values: AnyArray) -> LayerState:
-        return layer_state(
-            values,
-            groups=layer.groups,
-            stride=layer.stride,
-            transposed=layer.op == "conv_transpose",
-        )
-
-    raw = state_of(weights)
-    rows = [{"layer_uid": uid, "weights": "raw", **raw.to_record()}]
-    if layer.read_batch_norm is not None:
-        scale = layer.read_batch_norm().scale
-        with np.errstate(over="ignore", invalid="ignore"):
-            folded = np.asarray(weights, dtype=np.float64) * scale.reshape(
-                -1, *[1] * (weights.ndim - 1)
-            )
-        state = state_of(folded)
-        rows.append({"layer_uid": uid, "weights": "folded", **state.to_record()})
-    return rows
