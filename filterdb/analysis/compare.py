@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from filterdb.analysis.basis import principal_components
-from filterdb.analysis.deltas import Delta, delta
+from filterdb.analysis.deltas import Delta, delta, folded
 from filterdb.analysis.matching import How, match_layers
 from filterdb.analysis.measured import Measured, measure
 from filterdb.metrics.divergence import BINS, drift, jensen_shannon, mass
@@ -32,6 +32,8 @@ _REARRANGED = {
     "rotated_180": "the first's turned by 180 degrees",
     "input_channels_reversed": "the first's with its input channels in reverse order",
 }
+#: Why a state has no sums, of which a basis is made; its other reasons do not concern drift.
+_NO_SUMS = ("scatters", "non-finite", "too large")
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,12 @@ class Comparison:
         kinds = {c.delta.relation for c in self.layers if c.delta.relation != "equal"}
         return kinds.pop() if len(kinds) == 1 and kinds <= _REARRANGED.keys() else None
 
+    @property
+    def folded_difference(self) -> float | None:
+        """The largest relative difference of layers equal but for a folded BatchNorm, if any."""
+        gaps = (c.delta.folded_difference for c in self.layers)
+        return max((gap for gap in gaps if gap is not None), default=None)
+
     def summary(self) -> str:
         """Return the outcome in one or two sentences."""
         if not self.layers:
@@ -163,13 +171,20 @@ class Comparison:
         if self.rearrangement is not None:
             others = total - equal
             return f"{equal} equal and {others} {_REARRANGED[self.rearrangement]}"
-        changed = [c for c in self.layers if c.delta.relative]
+        same = f"{equal} equal"
+        if self.folded_difference is not None:
+            equal += relations["folded"]
+            same += (
+                f", {relations['folded']} equal once BatchNorm is folded in "
+                f"(largest relative difference {self.folded_difference:.2g})"
+            )
+        changed = [c for c in self.layers if c.delta.relative and c.delta.relation != "folded"]
         if not changed:
-            return f"{equal} equal, {total - equal} cannot be compared"
+            return f"{same}, {total - equal} cannot be compared" if total > equal else same
         most = max(changed, key=lambda c: c.delta.relative or 0.0)
         median = float(np.median([c.delta.relative or 0.0 for c in changed]))
         return (
-            f"{equal} equal, {total - equal} changed: by {median:.3g} of their norm in the median, "
+            f"{same}, {total - equal} changed: by {median:.3g} of their norm in the median, "
             f"most in {most.first.name} ({most.delta.relative:.3g})"
         )
 
@@ -190,6 +205,7 @@ class Comparison:
                 "identical": self.identical,
                 "relations": self.relations,
                 "rearrangement": self.rearrangement,
+                "folded_difference": self.folded_difference,
                 "n_matched": len(self.layers),
                 "n_reshaped": len(self.reshaped),
                 "n_removed": len(self.removed),
@@ -255,7 +271,7 @@ def compare_models(
             first.layers[m.first],
             second.layers[m.second],
             m.how,
-            delta(first.layers[m.first].weights(), second.layers[m.second].weights()),
+            _delta(first.layers[m.first], second.layers[m.second]),
             {name: measured[0].values[m.first][name] for name in _SIDES},
             {name: measured[1].values[m.second][name] for name in _SIDES},
         )
@@ -270,6 +286,20 @@ def compare_models(
         added=tuple(second.layers[j] for j in matching.added),
         drifts=tuple(_drifts(first.layers, second.layers, measured)),
     )
+
+
+def _delta(first: ConvLayer, second: ConvLayer) -> Delta:
+    weights = first.weights(), second.weights()
+    found = delta(*weights)
+    norms = first.read_batch_norm, second.read_batch_norm
+    if found.relation != "changed" or (norms[0] is None) == (norms[1] is None):
+        return found
+    apart = 0 if norms[0] is not None else 1
+    read = norms[apart]
+    assert read is not None
+    with np.errstate(invalid="ignore", divide="ignore"):
+        scale = read().scale
+    return folded(found, weights[apart], scale, weights[1 - apart])
 
 
 def _drifts(
@@ -316,7 +346,9 @@ def _pooled_basis(states: Sequence[LayerState]) -> tuple[Projection, FloatArray]
     for state in states[1:]:
         pooled = pooled.merge(state)
     if pooled.scaled_sum is None or pooled.scaled_scatter is None:
-        return pooled.null_reason or "no sums"
+        reasons = (pooled.null_reason or "").split("; ")
+        told = [why for r in reasons for what, _, why in [r.partition(": ")] if what in _NO_SUMS]
+        return "; ".join(told) or "no sums"
     size = len(pooled.scaled_sum)
     total = np.array(pooled.scaled_sum)
     scatter = unpack_scatter(np.array(pooled.scaled_scatter), size)

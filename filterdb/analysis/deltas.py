@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -11,9 +11,15 @@ if TYPE_CHECKING:
     from filterdb.types import AnyArray, FloatArray
 
 Relation = Literal[
-    "equal", "transposed", "rotated_180", "input_channels_reversed", "changed", "not_comparable"
+    "equal",
+    "transposed",
+    "rotated_180",
+    "input_channels_reversed",
+    "folded",
+    "changed",
+    "not_comparable",
 ]
-#: Relative difference below which a rearranged copy counts as the same weights.
+#: Relative difference below which a rearranged or folded copy counts as the same weights.
 SAME = 1e-6
 _ITERATIONS = 200
 _TOLERANCE = 1e-9
@@ -30,7 +36,8 @@ class Delta:
     relation
         ``equal`` in every bit's value; an exact rearrangement (spatial axes exchanged, kernels
         turned by 180°, input channels reversed as from RGB to BGR), also within float rounding;
-        ``changed``; ``not_comparable`` where a weight is not finite.
+        ``folded`` where BatchNorm that only one side has apart, folded into its weights, makes
+        them the other's; ``changed``; ``not_comparable`` where a weight is not finite.
     relative
         ‖W₂ − W₁‖ / ‖W₁‖.
     cosine
@@ -44,6 +51,8 @@ class Delta:
         adapters make it.
     null_reason
         Why a number is None.
+    folded_difference
+        max|W₁·γ/√(v + ε) − W₂| / max|W₂|, the BatchNorm being either side's; None unless `folded`.
     """
 
     relation: Relation
@@ -53,6 +62,7 @@ class Delta:
     share_changed: float
     stable_rank: float | None
     null_reason: str | None
+    folded_difference: float | None = None
 
 
 def delta(first: AnyArray, second: AnyArray) -> Delta:
@@ -103,6 +113,37 @@ def delta(first: AnyArray, second: AnyArray) -> Delta:
         stable_rank=stable_rank(difference.reshape(len(difference), -1)),
         null_reason="; ".join(reasons) or None,
     )
+
+
+def folded(found: Delta, apart: AnyArray, scale: FloatArray, other: AnyArray) -> Delta:
+    """Say whether weights differ by a BatchNorm folded into one side only.
+
+    Parameters
+    ----------
+    found
+        What :func:`delta` found.
+    apart
+        (out, in/g, *kernel) weights whose BatchNorm stands apart.
+    scale
+        (out,) γ/√(v + ε).
+    other
+        The other side's weights.
+
+    Returns
+    -------
+    Delta
+        The same, or `folded` with its difference. All other numbers stay those of the weights as
+        they are stored.
+    """
+    if found.relation != "changed" or not np.isfinite(scale).all():
+        return found
+    b = other.astype(np.float64, copy=False)
+    with np.errstate(over="ignore"):
+        gap = apart * scale.reshape(-1, *(1,) * (b.ndim - 1)) - b
+    peak = float(np.abs(b).max())
+    if peak == 0.0 or not float(np.linalg.norm(gap)) <= SAME * float(np.linalg.norm(b)):
+        return found
+    return replace(found, relation="folded", folded_difference=float(np.abs(gap).max()) / peak)
 
 
 def stable_rank(matrix: FloatArray) -> float:

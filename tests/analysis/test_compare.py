@@ -180,3 +180,64 @@ def test_drift_grows_with_the_change() -> None:
 def test_nothing_in_common_is_said() -> None:
     found = _compare({"a.weight": np.ones((2, 2, 3, 3), np.float32)}, {})
     assert found.summary() == "The checkpoints have no layer in common."
+
+
+def _with_batch_norm(seed: int = 0) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """A network with BatchNorm apart, and the same with it folded in, in float32."""
+    rng = np.random.default_rng(seed)
+    apart, folded = {}, {}
+    for name, after, shape in (("conv1", "bn1", (8, 3, 3, 3)), ("conv2", "bn2", (16, 8, 3, 3))):
+        weight, gamma = rng.normal(size=shape), rng.normal(size=shape[0])
+        var = rng.uniform(0.1, 2.0, size=shape[0])
+        apart[f"{name}.weight"] = weight
+        apart |= {f"{after}.weight": gamma, f"{after}.bias": rng.normal(size=shape[0])}
+        apart |= {f"{after}.running_mean": rng.normal(size=shape[0]), f"{after}.running_var": var}
+        folded[f"{name}.weight"] = weight * (gamma / np.sqrt(var + 1e-5))[:, None, None, None]
+        folded[f"{name}.bias"] = rng.normal(size=shape[0])
+    apart["head.weight"] = folded["head.weight"] = rng.normal(size=(4, 16, 1, 1))
+    return tuple({n: a.astype(np.float32) for n, a in side.items()} for side in (apart, folded))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["folded later", "folded first"])
+def test_batch_norm_folded_into_one_side_is_said(order: int) -> None:
+    found = _compare(*_with_batch_norm()[::order])
+    assert found.relations == {"folded": 2, "equal": 1}
+    assert not found.identical
+    assert found.folded_difference is not None
+    assert 0 < found.folded_difference < 5e-7
+    assert "1 equal, 2 equal once BatchNorm is folded in (largest relative" in found.summary()
+    record = found.to_json()
+    assert record["summary"]["folded_difference"] == found.folded_difference
+    assert record["layers"][0]["relation"] == "folded"
+    assert record["layers"][0]["folded_difference"] > 0
+    assert record["layers"][2]["folded_difference"] is None
+    assert any("folded" in line.split() for line in found.text())
+
+
+def test_what_folding_does_not_explain_is_changed() -> None:
+    apart, folded = _with_batch_norm()
+    folded["conv2.weight"][0, 0, 0, 0] += 0.1
+    found = _compare(apart, folded)
+    assert found.relations == {"folded": 1, "changed": 1, "equal": 1}
+    assert "1 equal, 1 equal once BatchNorm is folded in" in found.summary()
+    assert "1 changed: by" in found.summary()
+    assert "most in conv2" in found.summary()
+    apart["bn2.running_var"][0] = -1.0
+    assert _compare(apart, folded).relations == {"folded": 1, "changed": 1, "equal": 1}
+    # With BatchNorm on both sides the weights themselves are compared.
+    assert _compare(apart, apart | {"conv1.weight": folded["conv1.weight"]}).relations == {
+        "equal": 2,
+        "changed": 1,
+    }
+
+
+def test_drift_without_sums_gives_the_reason_that_concerns_it() -> None:
+    rng = np.random.default_rng(0)
+    wide = {"wide.weight": rng.normal(size=(8, 8, 13, 13)).astype(np.float32)}
+    (found,) = _compare(wide, wide).drifts
+    assert (found.drift, found.kernel) == (None, "13x13")
+    assert found.null_reason == "169 coefficients, more than 121"
+    broken = _net()
+    broken["b.weight"][0, 0, 0, 0] = np.nan
+    drifts = {d.kernel: d for d in _compare(_net(), broken).drifts}
+    assert drifts["3x3"].null_reason == "1 of 256 filters hold a NaN or an infinity"

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.packages
 
 _FACENET = "ecb82b27beb226d106f2219efe8f829b01b87a8595badd01545679bdb9f19cca"
 _MTCNN = "219e9beb241739166c006c427f9f05cb4fe9fad7fb386ed91216af1b945fb3d2"
+_METER = "d402541d7885756204e4801eacd21789e2913d67e04bc29c0e04a5eebe592835"
 _CHESS = "9d3c732f6e5151a518e023cf7240b96c15ac3dcaff5d3d98e9de0ca00f6edc18"
 
 
@@ -50,3 +51,23 @@ def test_mlx_kernels_are_told_by_how_they_chain(layout: str, shared_cache) -> No
     found = find_layers(open_raw(fetched, "auto"), layout=layout)
     shapes = [(r.in_channels, r.out_channels, r.kernel) for r in found.layers]
     assert shapes == [(3, 16, (3, 3)), (16, 32, (3, 3)), (32, 64, (3, 3))]
+
+
+def test_meter_digits_before_and_after_folding_are_one_network(shared_cache) -> None:
+    first = _layers(
+        "pypi:meter-digits-recognizer==0.2.3!/meter-digits-recognizer-0.2.3/meter_digits_recognizer/model_weights.pt",
+        _METER,
+        shared_cache,
+    )
+    second = _layers(
+        "pypi:meter-digits-recognizer==0.2.3!/meter-digits-recognizer-0.2.3/meter_digits_recognizer/model.onnx",
+        _METER,
+        shared_cache,
+    )
+    source = SourceInfo("digits", "", "", 0)
+    found = compare_models(first, second, sources=(source, source))
+    assert set(found.relations) <= {"folded", "equal"}
+    assert found.relations["folded"] == sum(r.read_batch_norm is not None for r in first.layers) > 0
+    assert found.folded_difference is not None
+    assert found.folded_difference < 1e-6
+    assert "once BatchNorm is folded in" in found.summary()
