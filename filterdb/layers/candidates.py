@@ -356,19 +356,3 @@ def _successor(before: str, after: str) -> bool:
         and match_a[1] == match_b[1]
         and int(match_b[2]) - int(match_a[2]) == 1
     )
-
-
-def renumbered(modules: Sequence[Module]) -> list[Module]:
-    """Give modules their place in a list as their position.
-
-    Parameters
-    ----------
-    modules
-        In order of construction.
-
-    Returns
-    -------
-    list of Module
-        The same, with ``position`` 0, 1, ….
-    """
-    return [replace(m, position=i) for i, m in enumerate(modules)]

@@ -40,6 +40,27 @@ NodeOp = Literal[
 #: output channel of the *transposed* convolution (O per group).
 Layout: TypeAlias = str
 
+#: Rank → letters of the spatial axes, slowest first.
+SPATIAL_LETTERS: Mapping[int, str] = MappingProxyType({1: "W", 2: "HW", 3: "DHW"})
+
+
+def layout_of_rank(layout: Layout, rank: int) -> Layout:
+    """Fit a layout of two spatial axes to another number of them.
+
+    Parameters
+    ----------
+    layout
+        Axis letters, with "HW".
+    rank
+        Spatial axes.
+
+    Returns
+    -------
+    str
+        "HWIO" → "WIO" or "DHWIO"; the layout as it is for other ranks than 1 and 3.
+    """
+    return layout.replace("HW", SPATIAL_LETTERS.get(rank, "HW"))
+
 
 @dataclass(frozen=True)
 class Tensor:

@@ -35,7 +35,7 @@ from filterdb.store.manifest import (
     write_manifest,
 )
 from filterdb.store.parquet import check_table, read_table, table_bytes
-from filterdb.store.plan import SHARD_BYTES, Plan, extend
+from filterdb.store.plan import SHARD_BYTES, Plan, extend, make_plan
 from filterdb.store.schema import FORMAT_NAME, FORMAT_VERSION, TABLES
 from filterdb.store.staging import DONE_FILE
 
@@ -106,7 +106,7 @@ def next_plan(path: str | os.PathLike[str], entries: Iterable[Entry], *, retry: 
     manifest = current_manifest(folder)
     plan = read_plan(folder, manifest)
     if plan is None:
-        return extend(Plan(shard_bytes=_shard_bytes(folder)), entries)
+        return make_plan(entries, shard_bytes=_shard_bytes(folder))
     done, again = _history(folder, manifest, retry=retry)
     closed = {plan.shard_of[m] for m in done if m in plan.shard_of}
     return extend(plan, entries, retry=again, closed=closed)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from filterdb.layers.raw import ConvAttributes, Node, NodeOp
+from filterdb.layers.raw import ConvAttributes, Node, NodeOp, layout_of_rank
 from filterdb.sources.formats.keras_weights import Weight, by_role
 
 #: Classes and the names third parties give theirs: QConv2D, Convolution2D, PartialConv2D ….
@@ -90,11 +90,11 @@ def _separable(
     middle = f"{value}.depthwise"
     yield Node(
         middle, "conv", inputs, (middle,), {"weight": roles["depthwise"].tensor},
-        _attributes(config, _layout("HWIM", rank), roles["depthwise"].shape),
+        _attributes(config, layout_of_rank("HWIM", rank), roles["depthwise"].shape),
         source_op=kind,
     )  # fmt: skip
     ones = (1,) * rank
-    pointwise = ConvAttributes(_layout("HWIO", rank), 1, ones, ones, (0,) * rank)
+    pointwise = ConvAttributes(layout_of_rank("HWIO", rank), 1, ones, ones, (0,) * rank)
     yield Node(
         f"{value}.pointwise", "conv", (middle,), (f"{value}.pointwise",),
         _only(roles, pointwise="weight", bias="bias"), pointwise, source_op=kind,
@@ -120,7 +120,7 @@ def _convolution(
     weights = _only(roles, weight="weight", depthwise="weight", bias="bias")
     shape = kernel.shape if kernel else (0,) * (rank + 2)
     stated = match is None or int(match[2]) == rank
-    conv = _attributes(config if stated else None, _layout(letters, rank), shape)
+    conv = _attributes(config if stated else None, layout_of_rank(letters, rank), shape)
     linear = f"{value}.linear"
     yield Node(value, op, inputs, (linear,), weights, conv, source_op=kind)
     yield _activation(value, linear, config)
@@ -164,7 +164,7 @@ def _unknown(
     for weight in kernels:
         name = f"{value}/{weight.name.split(':')[0]}"
         letters = "HWIM" if weight.role == "depthwise" else "HWIO"
-        layout = _layout(letters, len(weight.shape) - 2)
+        layout = layout_of_rank(letters, len(weight.shape) - 2)
         conv = _attributes(None, layout, weight.shape)
         yield Node(name, "conv", inputs, (name,), {"weight": weight.tensor}, conv, source_op=kind)
         inputs = (name,)
@@ -173,11 +173,6 @@ def _unknown(
 
 def _only(roles: Mapping[str, Weight], **names: str) -> dict[str, str]:
     return {new: roles[old].tensor for old, new in names.items() if old in roles}
-
-
-def _layout(letters: str, rank: int) -> str:
-    """Fit a 2-D layout to `rank` spatial axes ("HWIO" → "WIO" or "DHWIO")."""
-    return letters.replace("HW", {1: "W", 2: "HW", 3: "DHW"}.get(rank, "HW"))
 
 
 def _attributes(

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from filterdb.layers.raw import ConvAttributes, Node, NodeOp
+from filterdb.layers.raw import ConvAttributes, Node, NodeOp, layout_of_rank
 
 if TYPE_CHECKING:
     from filterdb.types import Shape
@@ -99,7 +99,7 @@ def _convolutions(layer: _Layer, op: NodeOp, roles: Sequence[str]) -> list[Node]
     kernels = [r for r in ("depthwise", "pointwise", "weight") if r in by_role]
     for role in kernels:
         letters = "HWIM" if role == "depthwise" else "HWOI" if op == "conv_transpose" else "HWIO"
-        layout = letters.replace("HW", {1: "W", 2: "HW", 3: "DHW"}[rank])
+        layout = layout_of_rank(letters, rank)
         if len(layer.shapes[layer.tensors.index(by_role[role])]) != len(layout):
             continue
         name = layer.name if len(kernels) == 1 else f"{layer.name}.{role}"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filterdb.errors import MalformedFileError, MissingCompanionError, UnsafeCheckpointError
-from filterdb.layers.raw import ConvAttributes, Node, RawModel, Tensor
+from filterdb.layers.raw import SPATIAL_LETTERS, ConvAttributes, Node, RawModel, Tensor
 from filterdb.sources.formats.base import FormatReader, ModelFile
 from filterdb.sources.formats.file_view import map_file
 from filterdb.sources.formats.ncnn_param import MAGIC, LayerRecord, parse_param
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 #: The text of the largest real networks is below one megabyte.
 _MAX_TEXT = 64 * 1024 * 1024
-_SPACE = {1: "W", 2: "HW", 3: "DHW"}
 _IDENTITY = frozenset(
     {"Split", "Noop", "Dropout", "Cast", "Packing", "Quantize", "Dequantize", "Requantize"}
 )
@@ -273,7 +272,7 @@ class _Reader:
 def _attributes(layer: LayerRecord) -> ConvAttributes:
     rank = spatial_rank(layer.kind)
     return ConvAttributes(
-        layout="OI" + _SPACE[rank],
+        layout="OI" + SPATIAL_LETTERS[rank],
         groups=layer.integer(7, 1) if "DepthWise" in layer.kind else 1,
         stride=per_axis(layer, 3, 1),
         dilation=per_axis(layer, 2, 1),
@@ -292,7 +291,7 @@ def _padding(layer: LayerRecord, rank: int) -> tuple[int, ...] | None:
         "H": layer.integer(16, begin["H"]),
         "D": layer.integer(17, begin["D"]),
     }
-    axes = _SPACE[rank]
+    axes = SPATIAL_LETTERS[rank]
     before, after = tuple(begin[a] for a in axes), tuple(end[a] for a in axes)
     return before if before == after else before + after
 

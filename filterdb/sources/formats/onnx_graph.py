@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from filterdb.layers.raw import ConvAttributes, Node, NodeOp, Tensor
+from filterdb.layers.raw import SPATIAL_LETTERS, ConvAttributes, Node, NodeOp, Tensor
 from filterdb.sources.formats.onnx_flatten import Flattener, Operation, sort_operations
 from filterdb.sources.formats.onnx_rules import DOMAINS, follow
 from filterdb.sources.formats.onnx_values import element_type
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from filterdb.sources.formats.onnx_constants import Constants
     from filterdb.types import SkipReason
 
-_SPACE = {1: "W", 2: "HW", 3: "DHW"}
 _IDENTITY = frozenset(
     {"Identity", "Dropout", "Cast", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
 )
@@ -273,9 +272,9 @@ class GraphTranslator:
             return _Draft(operation, op, roles, attributes, dynamic_weight=dynamic or None)
         stored, order = weight.without_transposes()
         rank = len(weight.shape) - 2
-        letters = ("IO" if op == "conv_transpose" else "OI") + _SPACE.get(rank, "")
+        letters = ("IO" if op == "conv_transpose" else "OI") + SPATIAL_LETTERS.get(rank, "")
         layout = None
-        if rank in _SPACE:
+        if rank in SPATIAL_LETTERS:
             by_axis = dict(zip(order, letters, strict=True))
             layout = "".join(by_axis[axis] for axis in range(len(letters)))
         roles = {"weight": self._use(stored), **roles}

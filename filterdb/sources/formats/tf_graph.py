@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 from filterdb.errors import MalformedFileError
-from filterdb.layers.raw import ConvAttributes, Node, NodeOp
+from filterdb.layers.raw import ConvAttributes, Node, NodeOp, layout_of_rank
 
 if TYPE_CHECKING:
     from filterdb.sources.formats.tf_operations import Operation
@@ -103,7 +103,7 @@ def named_convolutions(shapes: Mapping[str, Shape]) -> tuple[Node, ...]:
         rank = len(shape) - 2
         if match and rank in (2, 3):
             letters = "HWIM" if match["op"] == "depthwise" else "HWIO"
-            layout = letters if rank == 2 else letters.replace("HW", "DHW")
+            layout = layout_of_rank(letters, rank)
             weights = {"weight": name}
             nodes.append(Node(match["layer"], "conv", weights=weights, conv=ConvAttributes(layout)))
     return tuple(nodes)
@@ -228,7 +228,7 @@ class _Graph:
         op = operation.op
         rank = _CONV.get(op) or _TRANSPOSED.get(op) or 2
         letters = "HWIM" if op in _DEPTHWISE else "HWOI" if op in _TRANSPOSED else "HWIO"
-        layout = letters.replace("HW", "W" if one_axis else "DHW" if rank == 3 else "HW")
+        layout = layout_of_rank(letters, 1 if one_axis else rank)
         shape = self._shapes[weight] if weight is not None else ()
         groups: int | None = 1  # a filter of fewer channels than its input would be grouped
         if op in _DEPTHWISE:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from filterdb.layers.raw import ConvAttributes, Node, NodeOp
+from filterdb.layers.raw import SPATIAL_LETTERS, ConvAttributes, Node, NodeOp
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,7 +20,6 @@ _BATCH_NORM_ROLES = {
     "running_mean": "mean",
     "running_var": "var",
 }
-_SPACE = {3: "W", 4: "HW", 5: "DHW"}
 
 
 def module_node(
@@ -73,7 +72,7 @@ def _operation(
     convolves = _CONV_CLASS.fullmatch(class_name) or {"kernel_size", "in_channels"} <= set(
         attributes
     )
-    if convolves and rank in _SPACE:
+    if convolves and rank - 2 in SPATIAL_LETTERS:
         flag = attributes.get("transposed")
         transposed = flag if type(flag) is bool else "transpose" in low or "deconv" in low
         return "conv_transpose" if transposed else "conv"
@@ -93,7 +92,7 @@ def _operation(
 def _conv_attributes(
     attributes: Mapping[str, Any], shape: Shape, *, transposed: bool
 ) -> ConvAttributes:
-    space = _SPACE[len(shape)]
+    space = SPATIAL_LETTERS[len(shape) - 2]
     groups = attributes.get("groups")
     padding = attributes.get("padding")
     return ConvAttributes(
