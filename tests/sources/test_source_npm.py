@@ -95,12 +95,16 @@ def test_what_the_registry_lacks_is_final_and_what_fails_is_not(
 
 
 @needs_npm
-def test_wrong_bytes_are_refused(registry: tuple[Site, bytes], cache: Cache) -> None:
+def test_wrong_bytes_are_refused(
+    registry: tuple[Site, bytes], cache: Cache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     site, content = registry
     uri = "npm:@me/net@1.0.0!/package/m.tflite"
     with pytest.raises(HashMismatchError, match=f"expected {'0' * 64}"):
         fetch(uri, cache=cache, archive_sha256="0" * 64)
     site.files["/@me/net/-/net-1.0.0.tgz"] = Answer(content[:-1] + b"!")
+    # npm keeps the right bytes by their hash and need not ask again.
+    monkeypatch.setenv("npm_config_cache", str(tmp_path / "another npm"))
     with pytest.raises(SourceError, match="EINTEGRITY"):
         fetch(uri, cache=Cache(cache.root.parent / "empty"))
 
