@@ -214,7 +214,7 @@ def _looks_like(head: bytes) -> str:
     for offset, magic, words in _FAMILIAR:
         if head[offset:].startswith(magic) or (not offset and text.startswith(magic)):
             return words
-    if head[:1] == b"\x80" and 2 <= head[1] <= 5:
+    if len(head) > 1 and head[0] == 0x80 and 2 <= head[1] <= 5:
         return "a plain Python pickle"
     if all(byte >= 32 or byte in b"\t\r\n" for byte in head):
         return "plain text"
