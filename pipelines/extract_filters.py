@@ -133,8 +133,10 @@ def dry_run(config: ExtractConfig, *, console: Console) -> int:
     _say_census(counted, console)
     folder = config.store_path.resolve()
     existing = next(p for p in (folder, *folder.parents) if p.exists())
+    unknown = sum(e.bytes is None for e in todo)
+    more = f" besides {plural(unknown, 'model')} of unknown size" if unknown else ""
     console.say(
-        f"store at most {format_bytes(counted.model_bytes)}; "
+        f"store at most {format_bytes(counted.model_bytes)}{more}; "
         f"disk free {format_bytes(free_bytes(existing))}"
     )
     console.say("nothing was written")
@@ -218,7 +220,11 @@ def _outcome(task: ExtractTask) -> ExtractOutcome:
     if not stage.ok:
         row = stage.table("failures").to_pylist()[0]
         return ExtractOutcome(
-            task.entry.id, stage=row["stage"], error=row["error"], message=row["message"]
+            task.entry.id,
+            stage=row["stage"],
+            error=row["error"],
+            message=row["message"],
+            retryable=row["retryable"],
         )
     model = stage.table("models").to_pylist()[0]
     return ExtractOutcome(task.entry.id, model["n_conv_layers"], model["n_filters"])
@@ -308,5 +314,8 @@ def _summary(
         console.say(f"  and {len(failed) - 10} more")
     if failed:
         console.say(f'failures: filterdb query {config.store_path} "select * from failures"')
+        again = sum(o.retryable for o in failed)
+        if again:
+            console.say(f"the same command tries {again:,} of them again")
     console.hint(f"next: filterdb analyze {config.store_path}")
     return FAILED_MODELS if failed else DONE

@@ -64,6 +64,8 @@ class ExtractOutcome:
         What was staged; 0 for a failure.
     stage, error, message
         Where and how it failed; None otherwise.
+    retryable
+        Whether the next run tries it again by itself.
     """
 
     model_id: ModelId
@@ -72,6 +74,7 @@ class ExtractOutcome:
     stage: Stage | None = None
     error: str | None = None
     message: str | None = None
+    retryable: bool = False
 
     @property
     def failed(self) -> bool:
