@@ -149,7 +149,7 @@ def _shares(corpus: Corpus) -> Table | None:
         tuple(rows),
         f"Raw weights; {plural(n_layers, 'layer')} of {plural(n_models, 'trained model')}. "
         "A defect is wrong by itself; unusual layers deserve a look; a note is for the record. "
-        "The test for random layers finds 99 of 100 layers that truly are noise.",
+        "The test for random layers finds 99 of 100 layers that are noise, given filters enough.",
     )  # fmt: skip
 
 
@@ -260,13 +260,12 @@ def _plain(corpus: Corpus, pictures: list[str | None]) -> Table | None:
                 Cell(
                     f"{SEVERITIES.get(record['severity'], ('', ''))[1]}\u00a0{record['severity']}"
                 ),
-                Cell(short(record["statistic"]), number=True),
-                Cell(short(record["threshold"]), number=True),
+                Cell(f"{short(record['statistic'])} ({short(record['threshold'])})", number=True),
             )
         )
     note = (
         f"The worst {len(frame)} of {plural(len(corpus.findings), 'finding')}; "
         "all are in data/findings.csv."
     )
-    return Table("found-plain", "Findings", ("Filters", "What", "Kind", "Value", "Threshold"),
+    return Table("found-plain", "Findings", ("Filters", "What", "Kind", "Value (threshold)"),
                  tuple(rows), note, plain=True)  # fmt: skip

@@ -98,7 +98,8 @@ def build_provenance(corpus: Corpus) -> Part:
         ("Software", f"filterdb {__version__}; Python {platform.python_version()}; "
          + ", ".join(f"{name} {version}" for name, version in _versions())),
         ("Machine", f"{platform.system()} {platform.machine()}"),
-        ("Make it again", f"filterdb demo\n{corpus.options.command}"),
+        ("Parameters and seeds", _parameters(corpus)),
+        ("Make it again", _commands(corpus)),
         ("Check the store", f"filterdb verify {corpus.options.store_name}"),
         ("Cite", f"filterdb {__version__}, store {store.fingerprint[:16]}; and for the metrics "
          f"{published.SOURCE}."),
@@ -123,6 +124,37 @@ def _analyses(corpus: Corpus) -> str:
     found = [f"{name} version {version}, {mark}" for name, version, mark in seen]
     quality = [] if "quality" in corpus.missing else ["quality"]
     return "; ".join([*quality, *found]) or "none yet: run filterdb analyze"
+
+
+def _parameters(corpus: Corpus) -> str:
+    """Say the parameters, where the fingerprints show that they are the defaults."""
+    from filterdb.analysis.config import AnalysisConfig
+
+    config = AnalysisConfig(**corpus.treatment)  # type: ignore[arg-type]
+    known = {
+        config.fingerprint(name, version, corpus.store.fingerprint)
+        for name in ("pca", "shift")
+        for version in corpus.results["version"].unique()
+    }
+    if corpus.results.empty:
+        return "not analysed"
+    if not set(corpus.results["fingerprint"]) <= known:
+        return "not the defaults; they are in the store’s run log"
+    return (
+        f"defaults: {config.draws} permutations and {config.draws} bootstrap draws, seed "
+        f"{config.seed}, {config.bins} bins; pictures: filters at even ranks of their norm"
+    )
+
+
+def _commands(corpus: Corpus) -> str:
+    name = corpus.options.store_name
+    if list(corpus.models["catalogue"].unique()) == ["demo"]:
+        return f"filterdb demo\nor, from the store: {corpus.options.command}"
+    catalogues = " ".join(sorted(set(corpus.models["catalogue"]))) or "CATALOG"
+    return (
+        f"filterdb extract {catalogues} --store {name}\nfilterdb analyze {name}\n"
+        f"{corpus.options.command}"
+    )
 
 
 def _versions() -> list[tuple[str, str]]:
