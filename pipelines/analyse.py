@@ -79,15 +79,16 @@ def run(
     int
         0.
     """
-    from filterdb.analysis.config import DEFAULT_BY, AnalysisConfig
+    from filterdb.analysis.config import AnalysisConfig
+    from filterdb.analysis.grouping import default_by
     from filterdb.store import open_store
     from filterdb.store.writer import commit, locked
 
     started = time.monotonic()
-    config = AnalysisConfig(by=tuple(by or DEFAULT_BY), compat=compat)  # type: ignore[arg-type]
     open_store(store_path)  # a clear error before a lock file is left where no store is
     with locked(store_path):
         store = open_store(store_path)
+        config = AnalysisConfig(by=tuple(by or default_by(store)), compat=compat)  # type: ignore[arg-type]
         if _up_to_date(store, config):
             console.say(f"the analyses of {store_path} are up to date")
             return 0

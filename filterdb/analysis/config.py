@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 Compat = Literal["cnn-filter-db"]
 #: Groupings of a store that nobody chose groupings for.
 DEFAULT_BY = ("task", "visual_category", "depth_decile")
+#: The grouping that gives the distance of random initialisations from trained models.
+CONTROLS_BY = "init_of is not null"
 #: A grouping into more groups than this is a mistake more often than a question.
 MAX_GROUPS = 300
 #: Word for all layers, and for all layers that are not in the group.

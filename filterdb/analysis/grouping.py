@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from filterdb.analysis.config import MAX_GROUPS
+from filterdb.analysis.config import CONTROLS_BY, DEFAULT_BY, MAX_GROUPS
 from filterdb.analysis.tables import strings
 from filterdb.errors import AnalysisError, UsageError
 
@@ -45,6 +45,23 @@ def trained(store: Store) -> AnyArray:
     known = {model for model, init_of in ids if init_of is None}
     counted = np.array([m in known for m in strings(store.layers.arrow, "model_id")], dtype=bool)
     return counted if counted.any() else ~counted
+
+
+def default_by(store: Store) -> tuple[str, ...]:
+    """Return the groupings of a store that nobody chose groupings for.
+
+    Parameters
+    ----------
+    store
+        The store.
+
+    Returns
+    -------
+    tuple of str
+        The usual ones; where the store holds trained models and random initialisations, also the
+        two against one another.
+    """
+    return DEFAULT_BY if trained(store).all() else (*DEFAULT_BY, CONTROLS_BY)
 
 
 def names_controls(by: str) -> bool:

@@ -8,12 +8,12 @@ import pyarrow as pa
 import pytest
 
 from filterdb.analysis import grouping, pca, quality, shift, shift_groups
-from filterdb.analysis.config import AnalysisConfig
+from filterdb.analysis.config import CONTROLS_BY, DEFAULT_BY, AnalysisConfig
 from filterdb.testing.models import make_entries
 from filterdb.testing.stores import extract_entries
 from filterdb.work import observe
 
-TWINS = "init_of is not null"
+TWINS = CONTROLS_BY
 ENTRIES = make_entries(9)
 #: Of a group, with filters of its own, and in the middle of the others.
 TWIN = replace(ENTRIES[4], id="twin", uri="init:timm/resnet10t?seed=0")
@@ -97,9 +97,15 @@ def test_labels_leave_twins_out_unless_they_are_named(beside):
     assert of_twin("coalesce(SEED, -1)") == {"0"}
 
 
+def test_where_nobody_chose_a_grouping_twins_are_compared_with_trained_models(without, beside):
+    assert grouping.default_by(without) == DEFAULT_BY
+    assert grouping.default_by(beside) == (*DEFAULT_BY, TWINS)
+
+
 def test_where_there_is_nothing_else_twins_count(tmp_path):
     store = extract_entries(tmp_path / "store", [TWIN])
     assert grouping.trained(store).all()
+    assert grouping.default_by(store) == DEFAULT_BY
     tables = analysed(store, by=("task",))
     assert {r["n_models"] for r in tables["bases"].to_pylist()} == {1}
     assert tables["histograms"].num_rows == 18

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from filterdb.analysis.config import CONTROLS_BY
 from filterdb.report import published
 from filterdb.report.charts import drift as charts
 from filterdb.report.charts.render import draw
@@ -60,7 +61,7 @@ def build(corpus: Corpus) -> Part:
     rows = corpus.results[
         (corpus.results["metric"] == "drift") & (corpus.results["kernel"] == "3x3")
     ]
-    axes = list(dict.fromkeys(rows["axis"]))
+    axes = [axis for axis in dict.fromkeys(rows["axis"]) if axis != CONTROLS_BY]
     if not axes:
         reason = "No drift was computed: no grouping has two groups of 3×3 filters."
         return Part(Section("drift", "Drift", (absent(8, question, reason),)), missing=(reason,))
@@ -303,9 +304,12 @@ def _dots(corpus: Corpus, distances: Distances) -> Figure:
     )
     rules = _rules(corpus)
     if not rules:
+        why = (
+            "was not analysed by them" if corpus.has_twins else "holds no random-initialised twins"
+        )
         caption += (
             " No scale of seed-to-seed or trained-to-random distance can be drawn: the corpus "
-            "holds no random-initialised twins."
+            f"{why}."
         )
     columns = ("group", "n_models", "value", "low", "high", "floor", "q_value")
     return Figure(9, question, caption, drawing.svg, columns, table_rows(rows, columns),
@@ -326,7 +330,7 @@ def _rules(corpus: Corpus) -> list[dict[str, Any]]:
     rows = corpus.results
     rows = rows[
         (rows["metric"] == "drift")
-        & rows["axis"].str.contains("init_of")
+        & (rows["axis"] == CONTROLS_BY)
         & (rows["group_b"] != OTHERS)
         & (rows["group_a"] != rows["group_b"])
     ]

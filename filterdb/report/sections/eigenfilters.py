@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from markupsafe import escape
 
+from filterdb.analysis.config import CONTROLS_BY
 from filterdb.report import published
 from filterdb.report.charts import pca as charts
 from filterdb.report.charts.render import draw
@@ -90,8 +91,13 @@ def _everyone(corpus: Corpus) -> pd.Series | None:
 
 
 def _axes(corpus: Corpus) -> list[str]:
-    rows = corpus.bases[(corpus.bases["axis"] != "*") & (corpus.bases["kernel"] == KERNEL)]
-    return list(dict.fromkeys(rows["axis"]))
+    return list(dict.fromkeys(_of_groups(corpus)["axis"]))
+
+
+def _of_groups(corpus: Corpus) -> pd.DataFrame:
+    """Return the bases of groups; trained against random models are no groups of a corpus."""
+    bases = corpus.bases
+    return bases[~bases["axis"].isin(["*", CONTROLS_BY]) & (bases["kernel"] == KERNEL)]
 
 
 def _interval(corpus: Corpus, component: int) -> tuple[float, float] | None:
@@ -225,7 +231,7 @@ def _cumulative(corpus: Corpus, everyone: pd.Series, twins: Any) -> Figure:
             for i, v in enumerate(total, 1)
         ]
 
-    rows = corpus.bases[(corpus.bases["axis"] != "*") & (corpus.bases["kernel"] == KERNEL)]
+    rows = _of_groups(corpus)
     groups = [
         point
         for row in records(rows)

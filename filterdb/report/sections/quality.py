@@ -122,7 +122,9 @@ def _sparse_sentence(corpus: Corpus) -> Sentence | None:
                link_text="figure 16")  # fmt: skip
 
 
-def depth_bands(layers: pd.DataFrame, metric: str) -> list[dict[str, Any]]:
+def depth_bands(
+    layers: pd.DataFrame, metric: str, *, fewest: int = _FEWEST_LAYERS
+) -> list[dict[str, Any]]:
     """Return the quantiles of a metric over ten depth bins, each model equal.
 
     Parameters
@@ -131,17 +133,18 @@ def depth_bands(layers: pd.DataFrame, metric: str) -> list[dict[str, Any]]:
         model_id, depth_decile and the metric.
     metric
         Column.
+    fewest
+        Layers below which a bin is left out.
 
     Returns
     -------
     list of dict
-        depth (middle of the bin), p5 … p95, layers, models; bins of fewer than five layers are
-        left out.
+        depth (middle of the bin), p5 … p95, layers, models.
     """
     usable = layers.dropna(subset=[metric, "depth_decile"])
     out: list[dict[str, Any]] = []
     for decile, rows in usable.groupby("depth_decile", sort=True):
-        if len(rows) < _FEWEST_LAYERS:
+        if len(rows) < fewest:
             continue
         per_model = rows.groupby("model_id")[metric].transform("size")
         quantiles = weighted_quantiles(rows[metric].to_numpy(float), 1 / per_model, _SHARES)
@@ -169,7 +172,9 @@ def _bands(corpus: Corpus, number: int, metric: str, question: str, title: str) 
             f"{short(row['p25'])} to {short(row['p75'])}; {plural(row['layers'], 'layer')} of "
             f"{plural(row['models'], 'model')}"
         )
-    twins = depth_bands(corpus.layers[~corpus.layers["trained"]], metric)
+    controls = corpus.layers[~corpus.layers["trained"] & (corpus.layers["kernel"] != "1x1")]
+    # Only their median is drawn, and hardly varies: that needs few layers.
+    twins = depth_bands(controls, metric, fewest=2)
     drawing = draw(
         charts.bands(rows, twins if len(twins) > 2 else [], title=title, domain=_span(rows)),
         slug=f"fig-{number}",
