@@ -82,6 +82,8 @@ def find_catalogue(name: str | Path) -> Path:
     ------
     UnknownNameError
         Where neither exists.
+    CatalogError
+        Where the path is a folder.
     """
     text = str(name)
     path = Path(text).expanduser()

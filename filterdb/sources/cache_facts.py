@@ -62,6 +62,11 @@ def default_root() -> Path:
     -------
     Path
         ``$FILTERDB_CACHE``, else ``filterdb`` in ``$XDG_CACHE_HOME`` or ``~/.cache``.
+
+    Raises
+    ------
+    PipelineError
+        Where none of them is set and the user has no home folder.
     """
     own = os.environ.get("FILTERDB_CACHE")
     if own:
@@ -85,6 +90,11 @@ def default_limit() -> int:
     -------
     int
         ``$FILTERDB_CACHE_LIMIT``, else 32 GiB.
+
+    Raises
+    ------
+    UsageError
+        Where the variable is no number.
     """
     text = os.environ.get("FILTERDB_CACHE_LIMIT", "")
     if not text:

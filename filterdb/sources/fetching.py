@@ -213,6 +213,13 @@ def open_raw(fetched: Fetched, format: str = "auto") -> RawModel:  # noqa: A002 
     -------
     RawModel
         Its tensors, not yet loaded.
+
+    Raises
+    ------
+    UnknownNameError
+        There is no such format.
+    SourceError
+        The file cannot be read; where it is an archive, its largest members are named.
     """
     from filterdb.sources.formats import read_model
 
@@ -251,6 +258,15 @@ def read_layers(
     -------
     tuple of ConvLayer
         In file order.
+
+    Raises
+    ------
+    UsageError
+        The URI is none.
+    SourceError
+        The file cannot be had or cannot be read.
+    LayerError
+        There is no such layout.
     """
     from filterdb.layers.detect import find_layers
 

@@ -143,6 +143,8 @@ def stage_model(store_path: Path, model_id: ModelId, record: StagedModel) -> Sta
     ------
     LayerError
         A row breaks the schema, or weights do not fit their row.
+    StoreError
+        The record is neither a model nor a failure, or both; the id is no slug.
     PipelineError
         The disk refused.
     """

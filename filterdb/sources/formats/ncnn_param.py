@@ -111,6 +111,8 @@ def parse_param(text: str, where: str) -> list[LayerRecord]:
         If it does not begin with ncnn's magic number.
     MalformedFileError
         If a line breaks the rules, or lines are missing.
+    UnsafeCheckpointError
+        If it states more layers than any network has.
     """
     lines = text.splitlines()
     if not lines or lines[0].strip() != MAGIC:

@@ -190,6 +190,8 @@ def parse_model(buffer: FlatBuffer) -> ModelRecord:
         If the bytes break the rules of flatbuffers.
     UnsupportedFormatError
         If it is of another schema version.
+    UnsafeCheckpointError
+        If it holds more tensors than any network has.
     """
     model = buffer.root()
     version = model.integer(0, "u4")

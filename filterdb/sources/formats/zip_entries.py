@@ -97,6 +97,8 @@ def open_zip(path: Path, label: str) -> ZipEntries:
         The members would inflate to many times the file, or are absurdly many.
     UnsupportedFormatError
         A member is encrypted or compressed by anything else than deflate.
+    FetchError
+        The disk does not give the file.
     """
     try:
         if not path.stat().st_size:

@@ -85,6 +85,11 @@ def write_safetensors(model: Any, sink: Sink) -> None:
         writer would not.
     sink
         Takes the bytes.
+
+    Raises
+    ------
+    SourceError
+        If a tensor is of a type that initial weights never are.
     """
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     modules = json.dumps(list_modules(model), separators=(",", ":"))
