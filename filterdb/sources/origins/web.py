@@ -159,19 +159,20 @@ def _download(remote: _Remote, request: Request, sink: Sink) -> None:
     """Read the file, going on where it broke off while that is possible."""
     if remote.size is not None:
         sink.reserve(remote.size)
-    failures, ranges = 0, remote.size is not None
+    failures, farthest, ranges = 0, 0, remote.size is not None
     while True:
-        start = sink.bytes
         try:
-            if not (start and ranges and _is_unchanged(remote)):
+            if not (sink.bytes and ranges and _is_unchanged(remote)):
                 sink.restart()
             _attempt(remote, request, sink)
             return
         except _failures() as error:
             ranges = ranges and not isinstance(error, _NoRangeError)
-            failures = 1 if sink.bytes > start else failures + 1
+            # A line may drop before what it brought is handed on: only farther than ever counts.
+            failures = 1 if sink.bytes > farthest else failures + 1
+            farthest = max(farthest, sink.bytes)
             last = failures >= transfer.ATTEMPTS
-            _raise_final(error, _progress(remote, sink), last=last)
+            _raise_final(error, _progress(remote, farthest), last=last)
             wait_before_retry(failures)
 
 
@@ -241,11 +242,11 @@ def _lacks_log_in(error: Exception) -> bool:
     return type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError")
 
 
-def _progress(remote: _Remote, sink: Sink) -> str:
-    if not sink.bytes:
+def _progress(remote: _Remote, n_bytes: int) -> str:
+    if not n_bytes:
         return remote.name
     total = "an unknown number of" if remote.size is None else f"{remote.size:,}"
-    return f"{remote.name} broke off, expected {total} bytes, got {sink.bytes:,}"
+    return f"{remote.name} broke off, expected {total} bytes, got {n_bytes:,}"
 
 
 def _raise_final(error: Exception, what: str, *, last: bool) -> None:
