@@ -132,12 +132,11 @@ def dry_run(config: ExtractConfig, *, console: Console) -> int:
         console.say(f"{len(entries) - len(todo):,} of {plural(len(entries), 'model')} done already")
     _say_census(counted, console)
     folder = config.store_path.resolve()
-    existing = next(p for p in (folder, *folder.parents) if p.exists())
     unknown = sum(e.bytes is None for e in todo)
     more = f" besides {plural(unknown, 'model')} of unknown size" if unknown else ""
     console.say(
         f"store at most {format_bytes(counted.model_bytes)}{more}; "
-        f"disk free {format_bytes(free_bytes(existing))}"
+        f"disk free {format_bytes(free_bytes(folder))}"
     )
     console.say("nothing was written")
     return DONE

@@ -185,29 +185,12 @@ def _single(name: str, weight: Tensor, parts: Mapping[str, Tensor]) -> Module:
         kind: Kind = "conv" if kernel_objection(weight.name, shape) is None else "other"
         return Module(name, kind, parts)
     if len(shape) == 2:
-        if _is_embedding(weight.name):
+        if is_embedding_name(weight.name):
             return Module(name, "embedding", parts)
         swapped = split_name(weight.name)[1].lower() in {"kernel", "weights"}
         outputs, inputs = (shape[1], shape[0]) if swapped else (shape[0], shape[1])
         return Module(name, "linear", parts, channels=outputs, inputs=inputs)
     return Module(name, "norm", parts, channels=shape[0] if shape else None)
-
-
-def _is_embedding(name: str) -> bool:
-    if _EMBEDDING.search(name) is None:
-        return False
-    # `patch_embed.proj.weight` of two axes is a linear layer.
-    prefix, _ = split_name(name)
-    return not {"proj", "linear", "fc", "dense", "mlp"} & set(tokens(prefix)[-2:])
-
-
-def _batch_norm(name: str, leaves: Mapping[str, Tensor], mean: Tensor, var: Tensor) -> Module:
-    parts = {"mean": mean, "var": var}
-    for role, names in (("gamma", GAMMA_LEAVES), ("beta", BETA_LEAVES)):
-        tensor = _pick({k: v for k, v in leaves.items() if v.shape == mean.shape}, names)
-        if tensor is not None and tensor not in (mean, var):
-            parts[role] = tensor
-    return Module(name, "batch_norm", parts, channels=int(np.prod(mean.shape)))
 
 
 def is_embedding_name(name: str) -> bool:
@@ -223,4 +206,17 @@ def is_embedding_name(name: str) -> bool:
     bool
         True for ``pos_embed``, ``class_token``, ``wte.weight`` ….
     """
-    return _is_embedding(name)
+    if _EMBEDDING.search(name) is None:
+        return False
+    # `patch_embed.proj.weight` of two axes is a linear layer.
+    prefix, _ = split_name(name)
+    return not {"proj", "linear", "fc", "dense", "mlp"} & set(tokens(prefix)[-2:])
+
+
+def _batch_norm(name: str, leaves: Mapping[str, Tensor], mean: Tensor, var: Tensor) -> Module:
+    parts = {"mean": mean, "var": var}
+    for role, names in (("gamma", GAMMA_LEAVES), ("beta", BETA_LEAVES)):
+        tensor = _pick({k: v for k, v in leaves.items() if v.shape == mean.shape}, names)
+        if tensor is not None and tensor not in (mean, var):
+            parts[role] = tensor
+    return Module(name, "batch_norm", parts, channels=int(np.prod(mean.shape)))
