@@ -10,6 +10,7 @@ from pipelines.console import Console, format_bytes, format_seconds, plural
 
 if TYPE_CHECKING:
     from filterdb.report.model import ModelPages
+    from filterdb.store import Store
 
 
 def run(
@@ -49,5 +50,19 @@ def run(
             f"report of {plural(summary.n_models, 'model')}: {plural(summary.n_files, 'file')}, "
             f"{format_bytes(summary.n_bytes)} in {format_seconds(time.monotonic() - started)}"
         )
+    if not _is_analysed(store):
+        console.say(
+            f"{store_path} is not analysed, so most is left out: filterdb analyze {store_path}"
+        )
     console.hint(f"open {summary.path}")
     return 0
+
+
+def _is_analysed(store: Store) -> bool:
+    from filterdb.errors import IncompleteStoreError
+
+    try:
+        _ = store.results
+    except IncompleteStoreError:
+        return False
+    return True

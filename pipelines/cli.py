@@ -61,7 +61,8 @@ def _answer(words: list[str], console: Console) -> int:
         tip = "give it more, or fewer --workers; the same command goes on where it left off"
         return _refuse(PipelineError("there is not enough memory", tip=tip), words, console)
     except KeyboardInterrupt:
-        console.say("stopped; the same command goes on where it left off")
+        goes_on = not {"extract", "demo"}.isdisjoint(words)
+        console.say("stopped; the same command goes on where it left off" if goes_on else "stopped")
         # Worker threads may be deep in a download or a product; nothing they hold is half written.
         os._exit(INTERRUPTED)
 
@@ -70,7 +71,10 @@ def _refuse(error: FilterDBError, words: list[str], console: Console) -> int:
     console.error(error)
     if wants_json(words):
         record = {"type": type(error).__name__, "message": error.message, "tip": error.tip}
-        print(json.dumps({"error": record}))
+        try:
+            print(json.dumps({"error": record}), flush=True)
+        except BrokenPipeError:  # still an error
+            _drop_output()
     return error.exit_code
 
 

@@ -13,10 +13,11 @@ import numpy as np
 
 from filterdb.analysis.config import CONTROLS_BY, DEFAULT_BY, MAX_GROUPS
 from filterdb.analysis.tables import strings
-from filterdb.errors import AnalysisError, UsageError
+from filterdb.errors import AnalysisError, UnknownNameError, UsageError
 
 if TYPE_CHECKING:
     from filterdb.store import Store
+    from filterdb.store.table import Table
     from filterdb.types import AnyArray
 
 #: Columns that hold lists; a label is the list joined by ", ".
@@ -112,7 +113,7 @@ def labels(store: Store, by: str) -> list[str | None]:
             "an empty grouping", tip="name a column, such as task, or an SQL expression"
         )
     value = f"array_to_string({by}, ', ')" if by.strip() in _LIST_COLUMNS else f"({by}\n)"
-    answer = store.sql(f"SELECT layer_uid, CAST({value} AS VARCHAR) AS label FROM layer_view")
+    answer = _asked(store, by, value)
     found = dict(zip(answer["layer_uid"].to_pylist(), answer["label"].to_pylist(), strict=True))
     counted = np.full(len(found), True) if names_controls(by) else trained(store)
     uids = store.layers["layer_uid"].to_pylist()
@@ -124,6 +125,20 @@ def labels(store: Store, by: str) -> list[str | None]:
             tip="group by something coarser, or by an SQL CASE expression",
         )
     return result
+
+
+def _asked(store: Store, by: str, value: str) -> Table:
+    try:
+        return store.sql(f"SELECT layer_uid, CAST({value} AS VARCHAR) AS label FROM layer_view")
+    except UnknownNameError:
+        raise
+    except UsageError as error:
+        # DuckDB shows the whole query, of which nobody typed more than the grouping.
+        reason = error.message.splitlines()[0]
+        raise UsageError(
+            f"the grouping {by!r} cannot be evaluated: {reason}",
+            tip=error.tip or "one column, or one SQL expression of columns: n_filters > 1000",
+        ) from error
 
 
 def groups_of(group_labels: list[str | None]) -> list[str]:

@@ -125,7 +125,7 @@ def load_catalogue(name: str | Path, *, vocabulary: Vocabulary | None = None) ->
     path = find_catalogue(name)
     try:
         content = path.read_bytes()
-        text = content.decode("utf-8")
+        text = content.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise CatalogError(f"{path} cannot be read as UTF-8 text: {error}") from error
     words = load_vocabulary() if vocabulary is None else vocabulary

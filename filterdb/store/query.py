@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from filterdb.errors import IncompleteStoreError, UnknownNameError, UsageError
@@ -31,6 +33,7 @@ REFUSED_FUNCTIONS = frozenset(
 LAYER_VIEW = "layer_view"
 SETTINGS = (
     "SET python_enable_replacements = false",
+    "SET enable_progress_bar = false",  # it would draw into the data on standard output
     "SET autoinstall_known_extensions = false",
     "SET autoload_known_extensions = false",
     "SET allow_community_extensions = false",
@@ -94,13 +97,29 @@ def run_query(query: str, tables: Mapping[str, Callable[[], pa.Table]]) -> pa.Ta
         for setting in SETTINGS[1:]:
             _execute(connection, setting)
         try:
-            return _plain_integers(connection.sql(query).to_arrow_table())
-        except (duckdb.Error, RuntimeError) as error:
-            if "interrupted" in str(error).lower():
-                raise KeyboardInterrupt from error  # DuckDB's word for Ctrl-C
-            if not isinstance(error, duckdb.Error):
-                raise
+            return _plain_integers(_answer(connection, query))
+        except duckdb.Error as error:
             raise _explained(error, loaded) from error
+
+
+def _answer(connection: duckdb.DuckDBPyConnection, query: str) -> pa.Table:
+    """Run in a thread of its own, since DuckDB does not hear Ctrl-C in every query."""
+    outcome: Future[pa.Table] = Future()
+
+    def work() -> None:
+        try:
+            outcome.set_result(connection.sql(query).to_arrow_table())
+        except BaseException as error:  # noqa: BLE001 - raised again by the caller
+            outcome.set_exception(error)
+
+    worker = threading.Thread(target=work, name="filterdb-query", daemon=True)
+    worker.start()
+    try:
+        return outcome.result()
+    except KeyboardInterrupt:
+        connection.interrupt()
+        worker.join()  # a connection in use cannot be closed
+        raise
 
 
 def _plain_integers(table: pa.Table) -> pa.Table:

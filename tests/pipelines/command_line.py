@@ -73,7 +73,7 @@ class Line:
 
 def environment(**more: str) -> dict[str, str]:
     """This process's environment with `more`."""
-    return {**os.environ, "PYTHONWARNINGS": "error::ResourceWarning", **more}
+    return {**os.environ, **more}
 
 
 def apart(
