@@ -7,11 +7,11 @@ from dataclasses import replace
 import pyarrow as pa
 import pytest
 
-from filterdb.analysis import grouping, pca, quality, shift, shift_groups
+from filterdb.analysis import grouping, pca, quality, shift_groups
 from filterdb.analysis.config import CONTROLS_BY, DEFAULT_BY, AnalysisConfig
 from filterdb.testing.models import make_entries
 from filterdb.testing.stores import extract_entries
-from filterdb.work import observe
+from tests.analysis.scans import shifted
 
 TWINS = CONTROLS_BY
 ENTRIES = make_entries(9)
@@ -35,12 +35,7 @@ def analysed(store, **options):
         **{"by": ("task", "depth_decile"), "draws": 5, "permutations": 20} | options
     )
     results, bases = pca.analyse(store, config)
-    reference = shift.reference_bases(store, config)
-    tasks = shift.scan_tasks(store, config)
-    ranges = [observe.coefficient_range(t, reference[t.kernel]) for t in tasks]
-    edges = shift.bin_edges(tasks, ranges, config.bins)
-    counts = [observe.coefficient_histogram(t, reference[t.kernel], edges[t.kernel]) for t in tasks]
-    more, histograms = shift.analyse(store, config, tasks, ranges, counts)
+    more, histograms = shifted(store, config)
     tables = {
         "results": pa.concat_tables([results, more]),
         "bases": bases,

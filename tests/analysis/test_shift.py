@@ -17,6 +17,7 @@ from filterdb.errors import AnalysisError, UnknownNameError
 from filterdb.store.schema import HISTOGRAMS, RESULTS
 from filterdb.testing import make_store
 from filterdb.work import observe
+from tests.analysis.scans import shifted as run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,15 +33,6 @@ def small_groups_count(request, monkeypatch):
     """The store of these tests is small: let a hundred filters do."""
     if "few_filters" not in request.node.name:
         monkeypatch.setattr(shift_groups, "MIN_FILTERS", 100)
-
-
-def run(store, config, tasks=None):
-    bases = shift.reference_bases(store, config)
-    tasks = shift.scan_tasks(store, config) if tasks is None else tasks
-    ranges = [observe.coefficient_range(t, bases[t.kernel]) for t in tasks]
-    edges = shift.bin_edges(tasks, ranges, config.bins)
-    counts = [observe.coefficient_histogram(t, bases[t.kernel], edges[t.kernel]) for t in tasks]
-    return shift.analyse(store, config, tasks, ranges, counts)
 
 
 def picked(results, axis, metric, a, b, component=None):

@@ -19,7 +19,7 @@ from filterdb.store.staging import StagedModel, stage_model
 from filterdb.store.writer import commit, create, locked, next_plan, pending
 from filterdb.testing import LayerSpec, model_row
 from filterdb.testing import random_layers as make_random_layers
-from filterdb.work import observe
+from tests.analysis.scans import shifted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,16 +60,9 @@ def analyse(store: Store, *, by: tuple[str, ...] = AnalysisConfig().by) -> Store
     quality_table, findings = quality.quality_tables(store.layers.arrow, store.layer_states.arrow)
     results, bases = pca.analyse(store, config)
     tables = {"quality": quality_table, "findings": findings, "bases": bases}
-    reference = shift.reference_bases(store, config)
-    tasks = shift.scan_tasks(store, config)
-    if tasks:
-        ranges = [observe.coefficient_range(t, reference[t.kernel]) for t in tasks]
-        edges = shift.bin_edges(tasks, ranges, config.bins)
-        counts = [
-            observe.coefficient_histogram(t, reference[t.kernel], edges[t.kernel]) for t in tasks
-        ]
-        shifted, tables["histograms"] = shift.analyse(store, config, tasks, ranges, counts)
-        results = pa.concat_tables([results, shifted])
+    if shift.scan_tasks(store, config):
+        shifts, tables["histograms"] = shifted(store, config)
+        results = pa.concat_tables([results, shifts])
     tables["results"] = results
     with locked(store.path):
         commit(store.path, tables=tables)
