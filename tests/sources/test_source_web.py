@@ -88,6 +88,18 @@ def test_a_line_that_keeps_dropping_says_how_far_it_came(site: Site, cache: Cach
     assert not list(cache.root.glob("objects/*/*"))
 
 
+def test_starting_over_is_no_progress(site: Site, cache: Cache) -> None:
+    url = site.add("/m.pt", CONTENT)
+    site.ranges = False
+    headers = site.files["/m.pt"].headers
+    # The first part asked for tells that there are none; from then on every other try gets less.
+    cuts = [150_000, *[150_000, 1] * 20]
+    site.faults["/m.pt"] = [Answer(CONTENT, headers=headers, drop=n) for n in cuts]
+    with pytest.raises(FetchError, match=r"m\.pt"):
+        fetch(url, cache=cache)
+    assert len(site.faults["/m.pt"]) > 20
+
+
 def test_a_server_that_stumbles_is_asked_again(site: Site, cache: Cache) -> None:
     url = site.add("/m.pt", CONTENT)
     site.faults["/m.pt"] = [Answer(b"", 500), Answer(b"", 503)]
