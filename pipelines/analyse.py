@@ -170,7 +170,10 @@ def compute(
 
 
 def _merged(store: Store, name: str, *fresh: pa.Table) -> pa.Table:
-    """Put new rows in the place of those of the same fingerprint and axis; keep the others."""
+    """Put new rows in the place of those of the same fingerprint and axis; keep the others.
+
+    Rows of an earlier version of the same analysis mean something else and go.
+    """
     import pyarrow as pa
 
     new = pa.concat_tables(fresh)
@@ -179,13 +182,21 @@ def _merged(store: Store, name: str, *fresh: pa.Table) -> pa.Table:
     except IncompleteStoreError:
         return new
     replaced = _runs(new)
-    keep = [pair not in replaced for pair in _pairs(old)]
+    current = set(_columns(new, "analysis", "version"))
+    named = {analysis for analysis, _ in current}
+    keep = [
+        pair not in replaced and (kind in current or kind[0] not in named)
+        for pair, kind in zip(_pairs(old), _columns(old, "analysis", "version"), strict=True)
+    ]
     return pa.concat_tables([old.filter(pa.array(keep, pa.bool_())), new])
 
 
+def _columns(table: pa.Table, *names: str) -> list[tuple[str, str]]:
+    return list(zip(*(table.column(name).to_pylist() for name in names), strict=True))
+
+
 def _pairs(table: pa.Table) -> list[tuple[str, str]]:
-    columns = (table.column(c).to_pylist() for c in ("fingerprint", "axis"))
-    return list(zip(*columns, strict=True))
+    return _columns(table, "fingerprint", "axis")
 
 
 def _runs(table: pa.Table) -> set[tuple[str, str]]:
