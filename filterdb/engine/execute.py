@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -144,17 +145,40 @@ def _run_local(
     # traverse=False: tasks are opaque values, dask need not look for graphs inside them.
     lazy = dask.delayed(call, pure=False, traverse=False)
     graph = [lazy(index, task) for index, task in enumerate(tasks)]
-    with threadpool_limits(limits=1), _spawn_context(cluster), Callback(posttask=posttask):
+    n_workers = min(cluster.n_workers, len(tasks))
+    with (
+        threadpool_limits(limits=1),
+        _spawn_context(cluster),
+        _threads(cluster, n_workers) as options,
+        Callback(posttask=posttask),
+    ):
         return list(
             dask.compute(
                 *graph,
                 scheduler="sync" if cluster.kind == "sync" else cluster.kind,
-                num_workers=min(cluster.n_workers, len(tasks)),
+                num_workers=n_workers,
                 optimize_graph=False,
                 # One task a trip: dask's default hands six to one process while others idle.
-                **({"chunksize": 1} if cluster.kind == "processes" else {}),
+                **({"chunksize": 1} if cluster.kind == "processes" else options),
             )
         )
+
+
+@contextmanager
+def _threads(cluster: Cluster, n_workers: int) -> Iterator[dict[str, Any]]:
+    """Give threads of our own: after an error, none of them may still be writing somewhere."""
+    if cluster.kind != "threads":
+        yield {}
+        return
+    pool = ThreadPoolExecutor(n_workers, thread_name_prefix="filterdb-worker")
+    try:
+        yield {"pool": pool}
+    except Exception:
+        pool.shutdown(wait=True, cancel_futures=True)
+        raise
+    finally:
+        # Ctrl-C waits for nobody: what is half done is not taken for done.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 @contextmanager

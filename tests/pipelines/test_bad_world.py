@@ -114,6 +114,14 @@ def test_a_disk_that_is_really_full(line: Line) -> None:
         subprocess.run(remount, check=True)
         assert "kept from the run before" in line(*words).err
         assert verify(disk / "store") == []
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        for job in (("analyze", disk / "store"), (*words[:3], disk / "other")):
+            told = line(*job, code=1)
+            assert "read-only file system" in told.error
+            assert "choose another folder" in told.err
+        # Reading needs no right to write.
+        line("query", disk / "store", "select count(*) from models")
+        assert "is whole" in line("verify", disk / "store").err
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
