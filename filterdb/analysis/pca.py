@@ -210,7 +210,9 @@ def _evr_rows(group: _Group, config: AnalysisConfig, basis: Basis) -> list[dict[
         random = resampling.generator(config.seed, *words)
         selection = resampling.resample(n_models, config.draws, random)
         _, covariance, _ = averaged(group.units, selection)
-        drawn = _explained(np.asarray(np.linalg.eigvalsh(covariance))[:, ::-1])
+        spectra = np.asarray(np.linalg.eigvalsh(covariance))[:, ::-1]
+        # A draw of nothing but constant layers has no variance to explain.
+        drawn = _explained(spectra[(spectra > 0).any(axis=1)])
         ends = resampling.bias_corrected_interval(basis.evr, drawn)
         low, high = np.clip(ends[0], 0.0, 1.0), np.clip(ends[1], 0.0, 1.0)
     else:

@@ -221,6 +221,28 @@ def test_missing_companions(line: Line) -> None:
         assert not failures[name]["retryable"]
 
 
+def test_weights_without_variance(line: Line) -> None:
+    """Layers that are constant, zero, empty, tiny or huge: no warning, no NaN, no traceback."""
+    shape = (8, 3, 3, 3)
+    values = {"zero": 0.0, "one": 1.0, "huge": 1e38, "tiny": 1e-45, "nan": np.nan}
+    models = [
+        bad_files.safetensors(line.folder, name, w=np.full(shape, value, np.float32))
+        for name, value in values.items()
+    ]
+    empty = np.zeros((0, 3, 3, 3), np.float32)
+    models.append(bad_files.safetensors(line.folder, "empty", **{"conv.weight": empty}))
+    models.append(bad_files.safetensors(line.folder, "fine"))
+    uris = [{"id": p.stem, "uri": f"file:{p.name}"} for p in models]
+    extracted(line, *uris, code=0)
+    line("analyze", "store", "--workers", 0)
+    sql = "select count(*) as n from results where isnan(value) or isnan(low) or isnan(high)"
+    assert line("query", "store", sql, "--format", "json").json == [{"n": 0}]
+    line("report", "store", "--out", "report")
+    for path in models:
+        assert line("inspect", path.name, "--against", "store", "--json").json["schema"] == 1
+        line("compare", path.name, "fine.safetensors", "--json")
+
+
 def test_odd_models_flow_through_to_the_report(line: Line) -> None:
     """A NaN, no convolution at all, endless names and markup in names."""
     weights = bad_files.weights(8, 3, 3, 3)
