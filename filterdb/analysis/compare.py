@@ -143,7 +143,7 @@ class Comparison:
         """Return the outcome in one or two sentences."""
         if not self.layers:
             return "The checkpoints have no layer in common."
-        counted = f"{len(self.layers)} layers matched"
+        counted = f"{len(self.layers)} layer{'s' * (len(self.layers) != 1)} matched"
         by_order = sum(c.how == "order" for c in self.layers)
         counted += f" ({by_order} of them by order and shape)" if by_order else ""
         dtypes = sum(c.dtype_changed for c in self.layers)

@@ -171,33 +171,43 @@ class InspectReport:
         kernels = ", ".join(f"{k} {n:,}" for k, n in self.kernels.items()) or "none"
         lines = [
             f"{self.source.uri} ({self.source.format}, {self.source.bytes:,} bytes)",
-            f"{len(self.layers)} convolutions, {self.n_filters:,} filters ({kernels}), "
-            f"{self.n_parameters:,} parameters",
+            f"{_count(len(self.layers), 'convolution')}, "
+            f"{_count(self.n_filters, 'filter')} ({kernels}), "
+            f"{_count(self.n_parameters, 'parameter')}",
         ]
         if self.population is not None:
             lines.append(
-                f"percentiles among {self.population[1]} models of {self.population[0]} in brackets"
+                f"percentiles among {_count(self.population[1], 'model')} of "
+                f"{self.population[0]} in brackets"
             )
         lines += ["", *_table(self.layers)] if self.layers else []
         lines += ["", *self._finding_lines()]
         reasons = Counter(row.reason for row in self.skipped)
         if reasons:
             counted = ", ".join(f"{r} {n}" for r, n in sorted(reasons.items()))
-            lines += ["", f"{len(self.skipped)} other tensors: {counted}"]
+            lines += ["", f"{_count(len(self.skipped), 'other tensor')}: {counted}"]
         return lines
 
     def _finding_lines(self) -> list[str]:
         lines = []
         for name, count in self.findings.items():
             kind = INSPECT_KINDS[name]
-            lines.append(f"{kind.severity}: {name} in {count} of {len(self.layers)} layers")
+            lines.append(
+                f"{kind.severity}: {name} in {count} of {_count(len(self.layers), 'layer')}"
+            )
             hits = [
                 (r.layer.name, f.detail) for r in self.layers for f in r.findings if f.name == name
             ]
             lines += [f"  {layer}: {detail}" for layer, detail in hits[:3]]
             if count > 3:
                 lines.append(f"  and {count - 3} more")
+        if not self.layers:
+            return ["no convolutions: there is nothing to check"]
         return lines or ["nothing stands out"]
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
 def inspect_layers(

@@ -292,6 +292,7 @@ def test_odd_models_flow_through_to_the_report(line: Line) -> None:
     assert "\x1b" not in shown, "names in a file do not steer the terminal"
     assert "\x1b" not in line("query", "store", "select name from layers").out
     assert line("inspect", "none.safetensors", "--json").json["layers"] == []
+    assert "no convolutions" in line("inspect", "none.safetensors").out
 
 
 GOOD = catalogue_text([{"id": "a", "uri": "file:a.pt"}, {"id": "b", "uri": "file:b.pt"}])
