@@ -203,12 +203,9 @@ def wait_for_models(store: Path, n: int, process: subprocess.Popen[str]) -> None
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize(
-    "scheduler", ["threads", pytest.param("processes", marks=pytest.mark.slow)]
-)
-def test_interrupted_and_run_again(scheduler: str, line: Line) -> None:
+def test_interrupted_and_run_again(line: Line) -> None:
     catalogue = many(line.folder / "models", 24)
-    words = ("extract", catalogue, "--store", "store", "--workers", 2, "--scheduler", scheduler)
+    words = ("extract", catalogue, "--store", "store", "--workers", 2)
     process = started(*words, cwd=line.folder)
     wait_for_models(line.folder / "store", 3, process)
     # As Ctrl-C does: to every process of the job.
