@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 from pathlib import Path
 
 from filterdb.errors import FilterDBError, PipelineError
@@ -63,8 +64,19 @@ def _answer(words: list[str], console: Console) -> int:
     except KeyboardInterrupt:
         goes_on = not {"extract", "demo"}.isdisjoint(words)
         console.say("stopped; the same command goes on where it left off" if goes_on else "stopped")
-        # Worker threads may be deep in a download or a product; nothing they hold is half written.
-        os._exit(INTERRUPTED)
+        _leave()
+
+
+def _leave() -> NoReturn:
+    """End the process at once: worker threads may be deep in a download or a product.
+
+    Nothing they hold is half written. Only multiprocessing has to tidy up first, or its resource
+    tracker, a process of its own, complains of semaphores nobody freed.
+    """
+    tidy = getattr(sys.modules.get("multiprocessing.util"), "_exit_function", None)
+    if tidy is not None:
+        tidy()
+    os._exit(INTERRUPTED)
 
 
 def _refuse(error: FilterDBError, words: list[str], console: Console) -> int:

@@ -6,12 +6,11 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from filterdb.engine.pools import local_pool
 from filterdb.errors import PipelineError
 
 if TYPE_CHECKING:
@@ -146,59 +145,16 @@ def _run_local(
     lazy = dask.delayed(call, pure=False, traverse=False)
     graph = [lazy(index, task) for index, task in enumerate(tasks)]
     n_workers = min(cluster.n_workers, len(tasks))
+    # One task a trip: dask's default hands six to one process while others idle.
+    options = {"chunksize": 1} if cluster.kind == "processes" else {}
     with (
         threadpool_limits(limits=1),
-        _spawn_context(cluster),
-        _threads(cluster, n_workers) as options,
+        local_pool(cluster, n_workers) as pool,
         Callback(posttask=posttask),
     ):
         return list(
-            dask.compute(
-                *graph,
-                scheduler="sync" if cluster.kind == "sync" else cluster.kind,
-                num_workers=n_workers,
-                optimize_graph=False,
-                # One task a trip: dask's default hands six to one process while others idle.
-                **({"chunksize": 1} if cluster.kind == "processes" else options),
-            )
+            dask.compute(*graph, scheduler=cluster.kind, pool=pool, optimize_graph=False, **options)
         )
-
-
-@contextmanager
-def _threads(cluster: Cluster, n_workers: int) -> Iterator[dict[str, Any]]:
-    """Give threads of our own: after an error, none of them may still be writing somewhere."""
-    if cluster.kind != "threads":
-        yield {}
-        return
-    pool = ThreadPoolExecutor(n_workers, thread_name_prefix="filterdb-worker")
-    try:
-        yield {"pool": pool}
-    except Exception:
-        pool.shutdown(wait=True, cancel_futures=True)
-        raise
-    finally:
-        # Ctrl-C waits for nobody: what is half done is not taken for done.
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-@contextmanager
-def _spawn_context(cluster: Cluster) -> Iterator[None]:
-    """Use spawned processes: a fork copies the locks of threads that do not exist in the child."""
-    from concurrent.futures import BrokenExecutor
-
-    import dask
-
-    if cluster.kind != "processes":
-        yield
-        return
-    try:
-        with dask.config.set({"multiprocessing.context": "spawn"}):
-            yield
-    except BrokenExecutor as error:
-        raise PipelineError(
-            "a worker process died (killed, or out of memory)",
-            tip="run it again, with fewer --workers if memory is short; finished work is kept",
-        ) from error
 
 
 def _run_distributed(

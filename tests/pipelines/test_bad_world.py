@@ -203,9 +203,10 @@ def wait_for_models(store: Path, n: int, process: subprocess.Popen[str]) -> None
         time.sleep(0.01)
 
 
-def test_interrupted_and_run_again(line: Line) -> None:
+@pytest.mark.parametrize("scheduler", ["threads", "processes"])
+def test_interrupted_and_run_again(scheduler: str, line: Line) -> None:
     catalogue = many(line.folder / "models", 24)
-    words = ("extract", catalogue, "--store", "store", "--workers", 2)
+    words = ("extract", catalogue, "--store", "store", "--workers", 2, "--scheduler", scheduler)
     process = started(*words, cwd=line.folder)
     wait_for_models(line.folder / "store", 3, process)
     # As Ctrl-C does: to every process of the job.
@@ -309,7 +310,7 @@ def test_nothing_but_store_cache_and_report_is_written(line: Line) -> None:
 
 @pytest.mark.slow
 def test_a_worker_that_is_killed(line: Line) -> None:
-    catalogue = many(line.folder / "models", 24)
+    catalogue = many(line.folder / "models", 80)
     words = ("extract", catalogue, "--store", "store", "--scheduler", "processes", "--workers", 2)
     process = started(*words, cwd=line.folder)
     wait_for_models(line.folder / "store", 2, process)
