@@ -7,8 +7,8 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
 from pathlib import Path
+from typing import NoReturn
 
 from filterdb.errors import FilterDBError, PipelineError
 from pipelines.arguments import build_parser, main_arguments, wants_json
