@@ -29,7 +29,7 @@ test: $(VENV)/.ready
 	$(PY) -m pytest -q -n auto --dist loadfile -m "not slow"
 
 slow: $(VENV)/.ready
-	$(PY) -m pytest -q -m slow
+	$(PY) -m pytest -q -n auto --dist loadfile -m slow
 
 check: $(VENV)/.ready
 	$(VENV)/bin/ruff check filterdb pipelines tests
