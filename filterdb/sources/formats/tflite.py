@@ -184,9 +184,7 @@ class _Translator:
 
     def _source(self, operator: OperatorRecord, place: int) -> TensorRecord | None:
         """Return the constant behind an input, as it is stored."""
-        if place >= len(operator.inputs):
-            return None
-        source = self._sources.get(operator.inputs[place])
+        source = self._sources.get(_input(operator, place))
         return None if source is None else self._tensors[source]
 
     def _node(self, operator: OperatorRecord) -> Node:
@@ -194,7 +192,7 @@ class _Translator:
         convolution = op in ("conv", "conv_transpose")
         dynamic = None
         if convolution and "weight" not in weights and len(operator.inputs) > 1:
-            index = operator.inputs[_OPERATORS[operator.kind][1]["weight"]]
+            index = _input(operator, _OPERATORS[operator.kind][1]["weight"])
             dynamic = self._tensors[index].name if index >= 0 else None
         return Node(
             name=self._name(operator),
@@ -272,7 +270,7 @@ class _Translator:
     def _groups(self, operator: OperatorRecord, weight: TensorRecord | None) -> int | None:
         if operator.kind == "TRANSPOSE_CONV":
             return 1
-        index = operator.inputs[2 if operator.kind == "CONV_3D_TRANSPOSE" else 0]
+        index = _input(operator, 2 if operator.kind == "CONV_3D_TRANSPOSE" else 0)
         shape = self._tensors[index].shape if index >= 0 else ()
         channels = shape[-1] if len(shape) > 2 and shape[-1] > 0 else None
         if weight is None or len(weight.shape) < 4:
@@ -287,6 +285,11 @@ class _Translator:
         if channels is None or per_group < 1 or channels % per_group:
             return None
         return channels // per_group
+
+
+def _input(operator: OperatorRecord, place: int) -> int:
+    """Index of the tensor an operator reads there; −1 where it reads none."""
+    return operator.inputs[place] if place < len(operator.inputs) else -1
 
 
 def _extents(options: Table | None, fields: tuple[int, ...]) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from filterdb.errors import (
@@ -62,6 +62,7 @@ def test_truncated_at_every_byte(tmp_path: Path) -> None:
         READER.read(ModelFile(path))
 
 
+@example(changes=[(832, 88)])  # an operator that lost its inputs
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.tuples(st.integers(0, len(SMALL) - 1), st.integers(0, 255)), max_size=4))
 def test_changed_bytes(tmp_path_factory: pytest.TempPathFactory, changes: Any) -> None:
