@@ -14,6 +14,7 @@ from filterdb._version import __version__
 from filterdb.report.model import Grid, Report, Sentence
 from filterdb.report.numbers import NONE, short
 from filterdb.report.palette import VIK
+from filterdb.report.shell import shell_quoted
 from filterdb.report.tables import pack_grid
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def _environment() -> Any:
     )
     environment.filters["datum"] = _datum
     environment.filters["lines"] = _lines
+    environment.filters["shell"] = shell_quoted
     return environment
 
 
@@ -222,8 +224,8 @@ def markdown(report: Report, *, store_name: str) -> str:
         lines += _section_lines(section.blocks)
     lines += ["", "## Queries", ""]
     for sentence in report.sentences:
-        lines += [f"* {sentence.slug} ({sentence.n:,} {sentence.n_unit})", "",
-                  f'      filterdb query {store_name} "{sentence.sql}"', ""]  # fmt: skip
+        lines += [f"* {sentence.slug} ({sentence.n:,} {sentence.n_unit})", ""]
+        lines += [f"      filterdb query {store_name} {shell_quoted(sentence.sql)}", ""]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -85,14 +85,14 @@ def make_links(
         The same for the same store.
     """
     wanted = set(with_page)
-    taken: set[str] = set()
+    taken: dict[str, int] = {}
     pages = {m: _unique(slug(m), taken) + ".html" for m in models if m in wanted}
     anchors: dict[str, str] = {}
     model_of: dict[str, str] = {}
-    used: dict[str, set[str]] = {}
+    used: dict[str, dict[str, int]] = {}
     for uid, model_id, name in layers:
         model_of[uid] = model_id
-        anchors[uid] = _unique(anchor(name), used.setdefault(model_id, set()))
+        anchors[uid] = _unique(anchor(name), used.setdefault(model_id, {}))
     return Links(pages, anchors, model_of)
 
 
@@ -130,10 +130,12 @@ def anchor(text: str) -> str:
     return re.sub(r"[^\w.:/-]", "_", text, flags=re.ASCII)[:_LONGEST_ANCHOR] or "_"
 
 
-def _unique(name: str, taken: set[str]) -> str:
+def _unique(name: str, taken: dict[str, int]) -> str:
     """Return `name`, or `name` with the first free number behind it; both are then taken."""
-    candidate, number = name, 2
+    candidate = name
     while candidate.lower() in taken:
-        candidate, number = f"{name}~{number}", number + 1
-    taken.add(candidate.lower())
+        # A counter a name: many layers may share the part of their names that is kept.
+        number = taken[name.lower()] = taken.get(name.lower(), 1) + 1
+        candidate = f"{name}~{number}"
+    taken.setdefault(candidate.lower(), 1)
     return candidate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -147,7 +148,8 @@ def model_context(pages: Pages, model_id: str) -> dict[str, Any]:
         "any_picture": any(r["sheet"] for r in layers),
         "strips": _strips(pages, rows) if "quality" not in corpus.missing else [],
         "skipped": _skipped(corpus, model_id),
-        "inspect": f"filterdb inspect '{row['uri']}' --against {corpus.options.store_name}",
+        "inspect": f"filterdb inspect {shlex.quote(str(row['uri']))} "
+        f"--against {corpus.options.store_name}",
     }
 
 

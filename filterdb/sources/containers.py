@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import lzma
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -36,6 +37,8 @@ MAX_MEMBER_BYTES = 64 * 1024**3
 MAX_RATIO = 200
 #: … unless it stays below this many bytes.
 RATIO_FREE_BYTES = 1024**3
+#: No archive of models holds more files; each takes about a kilobyte of memory.
+MAX_MEMBERS = 200_000
 _BLOCK = 1 << 20
 
 Kind = Literal["zip", "tar"]
@@ -109,7 +112,8 @@ def list_members(path: Path, *, what: str) -> list[Member]:
         with _open_zip(path, what) as archive:
             return [Member(i.filename, i.file_size) for i in archive.infolist() if _is_plain_zip(i)]
     with _open_tar(path, what) as archive:
-        return [Member(_tar_name(m), m.size) for m in archive if m.isreg()]
+        members = _tar_members(archive, what)
+        return [Member(_tar_name(m), m.size) for m in members if m.isreg()]
 
 
 def extract_member(path: Path, name: str, write: Write, *, what: str) -> None:
@@ -208,7 +212,7 @@ def _damage(what: str) -> Iterator[None]:
         raise UnsupportedFormatError(f"{what} cannot be read: {error}") from error
     except (
         *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, tarfile.TarError),
-        *(EOFError, ValueError, OSError),
+        *(EOFError, ValueError, OSError, OverflowError, LookupError, RecursionError, struct.error),
     ) as error:
         # bz2 and gzip report damage as an OSError too, but the system did not number it.
         if isinstance(error, OSError) and error.errno is not None:
@@ -223,15 +227,33 @@ def _damage(what: str) -> Iterator[None]:
 def _open_zip(path: Path, what: str) -> Iterator[zipfile.ZipFile]:
     size = path.stat().st_size
     with _damage(f"{what}: the zip archive of {size:,} bytes"), path.open("rb") as file:
-        _check_directory(file, size, what)
+        check_directory(file, size, what)
         file.seek(0)
         with zipfile.ZipFile(file) as archive:
             yield archive
 
 
-def _check_directory(file: IO[bytes], size: int, what: str) -> None:
-    """Refuse a table of contents too large to be read into memory."""
-    file.seek(max(0, size - 65_557))
+def check_directory(file: IO[bytes], size: int, what: str) -> None:
+    """Refuse a zip file whose table of contents is too large to be read into memory.
+
+    Parameters
+    ----------
+    file
+        Open for reading; where it stands changes.
+    size
+        Its size in bytes.
+    what
+        Its name in messages.
+
+    Raises
+    ------
+    MalformedFileError
+        There is no table of contents.
+    UnsafeCheckpointError
+        It is too large.
+    """
+    # The end record with the longest comment, and the two records of large archives before it.
+    file.seek(max(0, size - 65_557 - 76))
     tail = file.read()
     at = tail.rfind(b"PK\x05\x06")
     if at < 0:
@@ -295,6 +317,18 @@ def _open_tar(path: Path, what: str) -> Iterator[tarfile.TarFile]:
             yield archive
 
 
+def _tar_members(archive: tarfile.TarFile, what: str) -> Iterator[tarfile.TarInfo]:
+    """Yield the members, which are not kept, within bounds on their number and headers."""
+    for count, member in enumerate(archive, start=1):
+        if count > MAX_MEMBERS:
+            raise UnsafeCheckpointError(
+                f"{what}: a tar archive of more than {MAX_MEMBERS:,} members"
+            )
+        archive.members.clear()  # type: ignore[attr-defined]
+        yield member
+        archive.fileobj.expect_header()  # type: ignore[attr-defined]
+
+
 def _tar_name(member: tarfile.TarInfo) -> str:
     # "./weights/model.pt" is how `tar c .` writes it.
     return member.name.removeprefix("./")
@@ -305,7 +339,7 @@ def _extract_tar(
 ) -> None:
     names: list[str] = []
     found = False
-    for member in archive:
+    for member in _tar_members(archive, what):
         if member.isreg():
             names.append(_tar_name(member))
         if _tar_name(member) != name:
@@ -320,6 +354,7 @@ def _extract_tar(
         source = archive.extractfile(member)
         if source is None:
             raise MalformedFileError(f"{what}: member {name!r} cannot be read")
+        archive.fileobj.expect_content()  # type: ignore[attr-defined]
         with source:
             _copy(source, write, name=name, size=member.size, what=what)
         found = True

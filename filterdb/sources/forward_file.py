@@ -13,6 +13,8 @@ from filterdb.errors import UnsafeCheckpointError
 
 #: A table of contents or header read in one piece is not larger.
 MAX_HEADER = 64 * 1024**2
+#: The headers of one tar member, its long names and extended records included.
+MAX_MEMBER_HEADERS = 1024**2
 _BLOCK = 1 << 20
 
 
@@ -105,7 +107,16 @@ class ForwardFile:
         self._position = 0
         self._bound = bound
         self._what = what
+        self._headers_left: int | None = MAX_MEMBER_HEADERS
         self.ended = False
+
+    def expect_header(self) -> None:
+        """Count what is read from now on as the headers of one member, which are kept."""
+        self._headers_left = MAX_MEMBER_HEADERS
+
+    def expect_content(self) -> None:
+        """Count nothing: what is read from now on is passed on."""
+        self._headers_left = None
 
     def tell(self) -> int:
         """Return how many bytes were read."""
@@ -133,6 +144,16 @@ class ForwardFile:
             raise UnsafeCheckpointError(
                 f"{self._what}: a tar header claims {size:,} bytes, {MAX_HEADER:,} is the most"
             )
+        if self._headers_left is not None:
+            self._headers_left -= size
+            if self._headers_left < 0:
+                raise UnsafeCheckpointError(
+                    f"{self._what}: a tar member has more than {MAX_MEMBER_HEADERS:,} bytes of "
+                    "headers"
+                )
+        return self._take(size)
+
+    def _take(self, size: int) -> bytes:
         block = self._file.read(size)
         self.ended = self.ended or len(block) < size
         self._position += len(block)
@@ -161,7 +182,7 @@ class ForwardFile:
         if whence != 0 or target < self._position:
             raise tarfile.ReadError("members overlap")
         while self._position < target:
-            if not self.read(min(_BLOCK, target - self._position)):
+            if not self._take(min(_BLOCK, target - self._position)):
                 break
         return self._position
 

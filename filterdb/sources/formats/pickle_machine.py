@@ -66,10 +66,10 @@ class Machine:
         )
 
     def spend(self, n_bytes: int) -> None:
-        """Account for memory that opcodes take by copying what they do not themselves hold."""
+        """Account for memory that opcodes take beyond the bytes they hold themselves."""
         self.budget -= n_bytes
         if self.budget < 0:
-            self.unsafe("copies its own parts until they outgrow the file many times over")
+            self.unsafe("builds or copies parts until they outgrow the file many times over")
 
     # -- reading bytes -------------------------------------------------------------------------
 

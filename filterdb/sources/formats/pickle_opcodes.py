@@ -21,6 +21,8 @@ _ESCAPE = re.compile(rb"\\(x[0-9a-fA-F]{2}|[0-7]{1,3}|.)", re.DOTALL)
 _ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"\\": b"\\", b"'": b"'", b'"': b'"'}
 _ESCAPES |= {b"a": b"\a", b"b": b"\b", b"f": b"\f", b"v": b"\v", b"\n": b""}
 _Handler: TypeAlias = Callable[[Machine], None]
+#: Bytes of memory an opcode of one byte makes of nothing: a record, a table, a list, a memo entry.
+_RECORD_BYTES, _TABLE_BYTES, _LIST_BYTES, _MEMO_BYTES = 256, 136, 80, 96
 
 
 def _decimal(m: Machine, raw: bytes) -> int:
@@ -102,6 +104,7 @@ def _op_stack_global(m: Machine) -> None:
 
 def _op_reduce(m: Machine) -> None:
     args, maker = m.pop(), m.pop()
+    m.spend(_RECORD_BYTES)
     m.push(m.call(maker, args))
 
 
@@ -138,16 +141,29 @@ def _op_build(m: Machine) -> None:
 
 
 def _op_set(m: Machine) -> None:
+    m.spend(_RECORD_BYTES)
     m.push(Record(Global("builtins", "set")))
 
 
 def _op_frozen_set(m: Machine) -> None:
+    m.spend(_RECORD_BYTES)
     made = Record(Global("builtins", "frozenset"))
     made.items = m.pop_mark()
     m.push(made)
 
 
+def _op_table(m: Machine) -> None:
+    m.spend(_TABLE_BYTES)
+    m.push(Table())
+
+
+def _op_list(m: Machine) -> None:
+    m.spend(_LIST_BYTES)
+    m.push([])
+
+
 def _op_dict(m: Machine) -> None:
+    m.spend(_TABLE_BYTES)
     table = Table()
     m.set_pairs(table, m.pop_mark())
     m.push(table)
@@ -195,6 +211,7 @@ def _op_get(m: Machine, index: int) -> None:
 def _op_put(m: Machine, index: int) -> None:
     if index < 0:
         m.malformed("stores under a negative memo number")
+    m.spend(_MEMO_BYTES)
     m.memo[index] = m.top()
 
 
@@ -265,7 +282,7 @@ HANDLERS: dict[int, _Handler] = {
         "c": _op_short_global,
         "\x93": _op_stack_global,
         "d": _op_dict,
-        "}": lambda m: m.push(Table()),
+        "}": _op_table,
         "g": lambda m: _op_get(m, _decimal(m, m.line())),
         "h": lambda m: _op_get(m, m.take(1)[0]),
         "j": lambda m: _op_get(m, m.number(_U4)),
@@ -278,7 +295,7 @@ HANDLERS: dict[int, _Handler] = {
         "\x81": _op_reduce,
         "\x92": _op_new_object_keywords,
         "l": lambda m: m.push(m.pop_mark()),
-        "]": lambda m: m.push([]),
+        "]": _op_list,
         ")": _constant(()),
         "t": lambda m: m.push(tuple(m.pop_mark())),
         "\x85": lambda m: _op_tuple_of(m, 1),

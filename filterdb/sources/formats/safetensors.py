@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 #: The format's own bound.
 MAX_HEADER_BYTES = 100_000_000
+#: Keys and list items a header may have: parsed, each takes up to 250 and up to 40 bytes.
+_MAX_KEYS, _MAX_ITEMS = 1_000_000, 4_000_000
 #: Metadata key under which filterdb's own files keep the module tree (``init:`` models).
 MODULES_KEY = "filterdb.modules"
 
@@ -101,8 +103,10 @@ def _header(path: Path, label: str) -> tuple[dict[str, Any], int, int]:
                 f"{label}: the header should end at byte {8 + length}, the file at {size}"
             )
         raw = bytes(data[8 : 8 + length])
-    if raw.count(b"[") + raw.count(b"{") > 3 * MAX_TENSORS:
+    if raw.count(b"[") + raw.count(b"{") > _MAX_KEYS:
         raise UnsafeCheckpointError(f"{label}: the header nests more than any real one")
+    if raw.count(b":") > _MAX_KEYS or raw.count(b",") > _MAX_ITEMS:
+        raise UnsafeCheckpointError(f"{label}: the header lists more than any real one")
     try:
         header = json.loads(raw, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:

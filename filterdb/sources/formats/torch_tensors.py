@@ -170,6 +170,7 @@ class TensorTable:
         self._where = where
         self._storages = storages
         self._known: dict[int, TensorSpec | None] = {}
+        self._in_scale = False
 
     def find(self, value: Any) -> TensorSpec | None:
         """Return the tensor a record describes, None where it describes none.
@@ -309,7 +310,12 @@ class TensorTable:
         )
 
     def _array(self, value: Any, path: str) -> StoredArray:
+        # Scales that have scales, and so on, would only be refused at the innermost.
+        if self._in_scale:
+            self._fail("is quantised by something that is itself quantised", path)
+        self._in_scale = True
         spec = self.find(value)
+        self._in_scale = False
         if spec is None or not isinstance(spec.load, StoredArray) or spec.skip:
             self._fail("is quantised by something that is no tensor", path)
         return spec.load

@@ -14,6 +14,7 @@ from filterdb.errors import (
     UnsafeCheckpointError,
     UnsupportedFormatError,
 )
+from filterdb.sources.containers import check_directory
 from filterdb.sources.formats.base import EXPANSION_SLACK, MAX_EXPANSION, MAX_TENSORS
 from filterdb.sources.formats.file_view import ByteSource, map_file
 from filterdb.sources.formats.stored_array import DeflatedBytes, FileBytes, StoredBytes
@@ -108,6 +109,8 @@ def open_zip(path: Path, label: str) -> ZipEntries:
     except OSError as error:
         raise FetchError(f"cannot read {label}: {error.strerror or error}") from error
     try:
+        with path.open("rb") as handle:
+            check_directory(handle, path.stat().st_size, label)
         with zipfile.ZipFile(path) as archive:
             infos = [info for info in archive.infolist() if not info.is_dir()]
     except _BROKEN as error:

@@ -1,0 +1,80 @@
+"""Small files made to take the machine's memory or stack: each is refused by one clear error."""
+
+from __future__ import annotations
+
+import json
+import struct
+import tracemalloc
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from filterdb.errors import MalformedFileError, UnsafeCheckpointError
+from filterdb.sources.formats import read_model
+from filterdb.sources.formats.base import ModelFile
+from filterdb.sources.formats.pickle_reader import read_pickle
+
+_MEGABYTE = 1 << 20
+
+
+@pytest.mark.parametrize(
+    "opcodes",
+    [b"\x8f", b"}", b"(\x91"],
+    ids=["set", "dict", "frozenset"],
+)
+def test_a_pickle_cannot_outgrow_its_bytes(opcodes: bytes) -> None:
+    data = b"\x80\x04" + opcodes * (1_200_000 // len(opcodes)) + b"."
+    tracemalloc.start()
+    try:
+        with pytest.raises(UnsafeCheckpointError, match="outgrow the file"):
+            read_pickle(data, where="hostile")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 * len(data) + 256 * _MEGABYTE
+
+
+def _text(value: str) -> bytes:
+    return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+
+def _storage() -> bytes:
+    kind = b"ctorch\nFloatStorage\n"
+    return b"(" + _text("storage") + kind + _text("0") + _text("cpu") + b"K\x09tQ"
+
+
+_SIZES = b"K\0(K\x01K\x01K\x03K\x03t(K\x09K\x09K\x03K\x01t"
+_HOOKS = b"\x89ccollections\nOrderedDict\n)R"
+
+
+def test_scales_that_have_scales_do_not_exhaust_the_stack(tmp_path: Path) -> None:
+    dense = b"ctorch._utils\n_rebuild_tensor_v2\n(" + _storage() + _SIZES + _HOOKS + b"tR"
+    start = b"ctorch._utils\n_rebuild_qtensor\n(" + _storage() + _SIZES
+    start += b"(ctorch\nper_channel_affine\n"
+    end = b"K\0K\0t" + _HOOKS + b"tR"
+    pickled = b"\x80\x02}" + _text("conv.weight") + 1500 * start + dense + 1500 * end + b"s."
+    path = tmp_path / "nested.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("m/data.pkl", pickled)
+        archive.writestr("m/data/0", bytes(36))
+    with pytest.raises(MalformedFileError, match="itself quantised"):
+        read_model(ModelFile(path), "torch")
+
+
+@pytest.mark.parametrize("entry", ['"%x":0', '"a%x":[1000,1000,1000,1000,1000]'])
+def test_a_safetensors_header_cannot_outgrow_its_bytes(tmp_path: Path, entry: str) -> None:
+    header = ("{" + ",".join(entry % i for i in range(1_100_000)) + "}").encode()
+    path = tmp_path / "large.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(UnsafeCheckpointError, match="more than any real one"):
+        read_model(ModelFile(path), "safetensors")
+
+
+def test_many_tensors_in_safetensors_are_read(tmp_path: Path) -> None:
+    names = [f"layer{i}" for i in range(20_000)]
+    entry = {"dtype": "F32", "shape": [0, 3, 3, 3], "data_offsets": [0, 0]}
+    header = json.dumps(dict.fromkeys(names, entry)).encode()
+    path = tmp_path / "many.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    assert len(read_model(ModelFile(path), "safetensors").tensors) == 20_000
