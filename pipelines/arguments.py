@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -244,6 +245,13 @@ def _query(commands: Any) -> None:
         default="table",
         help="output format (default: table)",
     )
+    parser.add_argument(
+        "--json",
+        dest="format",
+        action="store_const",
+        const="json",
+        help="the same as --format json",
+    )
 
 
 def _inspect(commands: Any) -> None:
@@ -306,7 +314,11 @@ def _cache(commands: Any) -> None:
 
 def wants_json(arguments: Sequence[str]) -> bool:
     """Whether an answer in JSON was asked for, even where the line does not parse."""
-    return "--json" in arguments
+    return (
+        "--json" in arguments
+        or "--format=json" in arguments
+        or ("--format", "json") in pairwise(arguments)
+    )
 
 
 def main_arguments() -> list[str]:

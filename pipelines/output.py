@@ -131,7 +131,8 @@ def format_cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.4g}"
+        rounded = f"{value:.4g}"
+        return f"{float(rounded):.0f}" if "e+" in rounded and abs(value) < 1e12 else rounded
     if isinstance(value, list):
         return ", ".join(format_cell(v) for v in value)
     return printable(str(value).replace("\n", " ").replace("\t", " "))

@@ -33,11 +33,16 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
+def _some(n: int) -> str:
+    return count(n) if n else "none"
+
+
 def _size(corpus: Corpus, model: dict[str, Any]) -> Sentence:
     larger = int((corpus.models["n_filters"] > model["n_filters"]).sum())
     text = (
         f"{plural(model['n_conv_layers'], 'convolution layer')} with "
-        f"{plural(model['n_filters'], 'filter')}, {count(model['n_filters_3x3'])} of them 3×3; "
+        f"{plural(model['n_filters'], 'filter')}, 1×1 included, "
+        f"{count(model['n_filters_3x3'])} of them 3×3; "
         f"{count(larger)} of {plural(len(corpus.models), 'model')} have more filters."
     )
     sql = (
@@ -72,7 +77,7 @@ def _quality(corpus: Corpus, model: dict[str, Any]) -> Sentence | None:
     less_sparse = int((others["sparsity"] < sparsity).sum())
     less_diverse = int((others["entropy_norm"] < entropy).sum())
     compared = (
-        f"sparser than {count(less_sparse)} and more diverse than {count(less_diverse)} of "
+        f"sparser than {_some(less_sparse)} and more diverse than {_some(less_diverse)} of "
         f"{count(n)} trained models"
         if n >= MIN_MODELS
         else f"too few models to compare ({count(n)})"

@@ -56,6 +56,9 @@ def _state(group: tuple[Entry, ...], cache: Cache, *, ask: bool) -> ArchiveState
     if uri.scheme == "file":
         # Read where it lies: there is nothing to fetch.
         return ArchiveState(measure(request) if measure is not None else None, cached=True)
+    if uri.scheme == "init":
+        # Made here, now or before: there is nothing to fetch either.
+        return ArchiveState(sum(entry.bytes or 0 for entry in group), cached=True)
     size = cache.peek(str(uri), sha256=first.archive_sha256)
     if size is not None:
         return ArchiveState(size, cached=True)

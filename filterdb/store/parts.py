@@ -42,7 +42,7 @@ def describe_store(store: Store) -> str:
         Models, layers, filters, size; kernels and tasks.
     """
     layers = store.layers.select(["kernel", "shard", "n_filters"]).to_pylist()
-    n_filters = sum(store.models["n_filters"].to_pylist())
+    n_filters = sum(store.kernels().values())
     unstored = Counter(r["kernel"] for r in layers if r["shard"] is None)
     kernels = [f"{times(k)} {n:,}" for k, n in list(store.kernels().items())[:6]]
     kernels += [f"{times(k)} ({n:,} layers)" for k, n in unstored.most_common(2)]
@@ -50,7 +50,8 @@ def describe_store(store: Store) -> str:
     more = f", … {len(tasks)}" if len(tasks) > 3 else ""
     return (
         f"<filterdb.Store {store.path}  format {FORMAT_VERSION} · "
-        f"{store.models.num_rows:,} models · {len(layers):,} layers · {n_filters:,} filters · "
+        f"{store.models.num_rows:,} models · {len(layers):,} layers · "
+        f"{n_filters:,} filters larger than 1×1 · "
         f"{store.n_bytes / 1e6:,.0f} MB · generation {store.generation}>\n"
         f"  kernels  {' · '.join(kernels) or 'none'}      "
         f"tasks  {', '.join(f'{t} {n}' for t, n in tasks[:3])}{more}"

@@ -13,6 +13,7 @@ from filterdb import __version__
 from filterdb.testing import make_store
 from pipelines.arguments import build_parser
 from pipelines.cli import COMMANDS, main
+from pipelines.output import format_cell
 
 EXIT_WORDS = "exit codes: 0 done"
 
@@ -155,6 +156,27 @@ def test_errors_are_json_too_where_json_was_asked(capsys: pytest.CaptureFixture[
     captured = capsys.readouterr()
     assert json.loads(captured.out)["error"]["message"]
     assert captured.err.startswith("error: ")
+
+
+@pytest.mark.parametrize("asked", [["--json"], ["--format", "json"], ["--format=json"]])
+def test_a_query_answers_and_fails_in_json(
+    store: str, asked: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["query", store, "select count(*) as n from models", *asked]) == 0
+    assert json.loads(capsys.readouterr().out) == [{"n": 3}]
+    assert main(["query", store, "select * from modles", *asked]) == 2
+    assert "modles" in json.loads(capsys.readouterr().out)["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (472_803.4, "472800"), (-12_345.6, "-12350"), (0.000_012_34, "1.234e-05"),
+        (9_999.9, "10000"), (1e300, "1e+300"), (float("nan"), "nan"), (float("-inf"), "-inf"),
+    ],
+)  # fmt: skip
+def test_large_means_are_no_powers_of_ten(value: float, text: str) -> None:
+    assert format_cell(value) == text
 
 
 @pytest.mark.parametrize("command", ["query", "verify", "analyze"])

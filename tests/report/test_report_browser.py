@@ -101,6 +101,26 @@ def test_at_most_sixty_tab_stops_and_arrows_within_a_figure(open_page):
     assert "D = " in page.locator(".tip").text_content()
 
 
+def test_a_hollow_mark_is_a_link_inside_too(open_page):
+    page = open_page()
+    mark = page.locator("#fig-16 svg a").first
+    mark.scroll_into_view_if_needed()
+    middle = mark.bounding_box()
+    x, y = middle["x"] + middle["width"] / 2, middle["y"] + middle["height"] / 2
+    assert page.evaluate(f"!!document.elementFromPoint({x}, {y}).closest('a')")
+
+
+@pytest.mark.parametrize("path", ["index.html", "models/planted.html"])
+def test_what_scrolls_sideways_can_be_stepped_to(open_page, path):
+    page = open_page(path, width=390)
+    wide = page.evaluate("""() => [...document.querySelectorAll('.scroll,.plot')]
+      .filter(e => e.scrollWidth > e.clientWidth)
+      .map(e => e.tabIndex >= 0 || !!e.querySelector('a[href],button'))""")
+    assert len(wide) > 0
+    assert all(wide)
+    assert page.evaluate("[...document.querySelectorAll('th')].every(e => e.textContent.trim())")
+
+
 def shown_rows(page: Any, grid: str) -> list[dict[str, str]]:
     """Return what "Save as CSV" gives."""
     import csv

@@ -289,6 +289,12 @@ def test_what_would_be_fetched_is_looked_up_first(site: Site, cache: Cache) -> N
     assert (after.n_archives_cached, after.bytes_cached) == (1, len(archive))
 
 
+def test_a_random_twin_is_made_not_fetched(cache: Cache) -> None:
+    twin = Entry(id="twin", uri="init:timm/resnet10t?seed=0", bytes=9)
+    counted = take_census([twin], look_up([twin], cache, ask=True))
+    assert (counted.n_archives_cached, counted.n_archives_to_fetch) == (1, 0)
+
+
 def test_packages_need_a_member(cache: Cache) -> None:
     with pytest.raises(UsageError, match="NAME==VERSION"):
         fetch("pypi:numpy", cache=cache)

@@ -88,6 +88,13 @@ def test_a_table_opens_as_what_one_works_with(pristine: Store) -> None:
     assert layers.select(["name", "kernel"]).column_names == ["name", "kernel"]
 
 
+def test_a_store_counts_the_filters_it_holds(pristine: Store) -> None:
+    line = repr(pristine).splitlines()[0]
+    assert f" · {sum(pristine.kernels().values()):,} filters larger than 1×1 · " in line
+    counted = pristine.models["n_filters"].to_pylist()
+    assert sum(counted) > sum(pristine.kernels().values())
+
+
 def test_a_wrong_column_names_the_nearest(pristine: Store) -> None:
     with pytest.raises(KeyError, match="no column 'kernle' in layers") as caught:
         pristine.layers["kernle"]

@@ -66,8 +66,8 @@ def _twins(corpus: Corpus) -> Table:
         )
     return Table(
         "twins", "Do trained and untrained layers differ?",
-        ("", "Models", "Layers", "Sparsity, median", "Entropy, median", "Orthogonality, median",
-         "Layers found random"),
+        ("Weights", "Models", "Layers", "Sparsity, median", "Entropy, median",
+         "Orthogonality, median", "Layers found random"),
         tuple(rows), "Layers larger than 1×1, raw weights, sparse filters kept.",
     )  # fmt: skip
 

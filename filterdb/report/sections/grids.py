@@ -102,7 +102,8 @@ def models_grid(corpus: Corpus) -> Grid:
     if "quality" in corpus.missing:
         columns = [c for c in columns if not c.name.startswith(tuple(METRICS))]
     return Grid("models", "Models", _first(columns, _MODELS_FIRST), len(ids), "models",
-                "Click or press Enter on a head to sort; the box filters.",
+                "Click or press Enter on a head to sort; the box filters. Filters counts 1×1 "
+                "kernels too.",
                 "task=ocr layers>20 resnet")  # fmt: skip
 
 

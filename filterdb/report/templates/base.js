@@ -7,8 +7,12 @@ const tip = make("div", "tip"); tip.hidden = true; tip.setAttribute("aria-hidden
 function say(text, x, y) { tip.hidden = !text; if (!text) return; tip.textContent = text; const w = tip.offsetWidth, h = tip.offsetHeight; tip.style.left = `${Math.max(4, Math.min(x + 12, innerWidth - w - 8))}px`; tip.style.top = `${y + 16 + h > innerHeight ? Math.max(4, y - h - 10) : y + 16}px`; }
 const spoken = (e) => { const m = e.target.closest && e.target.closest("svg.chart a,svg.chart [aria-label],[data-tip]"); if (!m) return ""; if (m.dataset.tip) return m.dataset.tip;
   const l = m.getAttribute("aria-label") || (m.querySelector("[aria-label]") || m).getAttribute("aria-label"); return m.closest(".role-axis,.role-legend,.role-title") ? "" : (l || "").replace(/; /g, "\n"); };
+// What scrolls sideways and holds nothing to step to can be reached by keyboard itself.
+function reachable() {
+  for (const e of D.querySelectorAll(".scroll,.plot")) if (e.scrollWidth > e.clientWidth && !e.querySelector("a[href],button,[tabindex]")) { e.tabIndex = 0; e.setAttribute("role", "group"); e.setAttribute("aria-label", "Scrolls sideways"); }
+}
 function figures() {
-  D.body.append(tip);
+  D.body.append(tip); reachable();
   D.addEventListener("pointermove", (e) => { if (!e.target.closest || !e.target.closest("[data-f]")) say(spoken(e), e.clientX, e.clientY); });
   D.addEventListener("focusin", (e) => { const t = spoken(e); if (t) { const b = e.target.getBoundingClientRect(); say(t, b.left, b.bottom); } else say(""); });
   D.addEventListener("keydown", (e) => { if (e.key === "Escape") say("");
