@@ -67,11 +67,16 @@ def select_entries(entries: Sequence[Entry], condition: str | None) -> tuple[Ent
 def _evaluate(entries: Sequence[Entry], condition: str) -> list[int]:
     import duckdb
 
+    try:
+        condition.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"the condition {condition!a} is no text: {error.reason}") from error
     connection = duckdb.connect(":memory:")
     try:
         # Before any statement of the caller: no files, no network, no Python variables, and no
         # way back.
         connection.execute("SET python_enable_replacements = false")
+        connection.execute("SET temp_directory = ''")
         connection.execute("SET memory_limit = '1GB'")
         connection.execute("SET threads = 1")
         connection.execute(_table(), _columns(entries))

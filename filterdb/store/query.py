@@ -148,6 +148,10 @@ def _parse(connection: duckdb.DuckDBPyConnection, query: str) -> dict[str, Any]:
     import duckdb
 
     try:
+        query.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"the query is no text: {error.reason}") from error
+    try:
         statements = connection.extract_statements(query)
     except duckdb.Error as error:
         raise UsageError(_first_lines(error)) from error
@@ -157,7 +161,13 @@ def _parse(connection: duckdb.DuckDBPyConnection, query: str) -> dict[str, Any]:
             tip="ask one question at a time",
         )
     answer = _execute(connection, "SELECT json_serialize_sql(?)", [query])
-    tree: dict[str, Any] = json.loads(answer[0][0])
+    try:
+        tree: dict[str, Any] = json.loads(answer[0][0])
+    except RecursionError as error:
+        raise UsageError(
+            "the query nests its expressions too deep",
+            tip="write a IN (…) for long chains of OR, list_sum([…]) for long sums",
+        ) from error
     if tree.get("error", True):
         raise UsageError(
             "only a plain SELECT, FROM, WITH, DESCRIBE, SUMMARIZE or SHOW TABLES is answered here",
@@ -168,13 +178,14 @@ def _parse(connection: duckdb.DuckDBPyConnection, query: str) -> dict[str, Any]:
 
 
 def _walk(node: object) -> Iterator[dict[str, Any]]:
-    if isinstance(node, dict):
-        yield node
-        for value in node.values():
-            yield from _walk(value)
-    elif isinstance(node, list):
-        for value in node:
-            yield from _walk(value)
+    waiting = [node]
+    while waiting:  # no recursion: a query may nest deeper than Python does
+        node = waiting.pop()
+        if isinstance(node, dict):
+            yield node
+            waiting.extend(reversed(node.values()))
+        elif isinstance(node, list):
+            waiting.extend(reversed(node))
 
 
 def _needed(tree: dict[str, Any], tables: Mapping[str, Callable[[], pa.Table]]) -> list[str]:

@@ -57,6 +57,7 @@ def test_conditions(condition: str | None, ids: str) -> None:
         ("1 = 1; drop table models", "more than one condition"),
         ("1 = 1; --", "more than one condition|cannot be evaluated"),
         ("bytes = 'many'", "cannot be evaluated"),
+        ("task = '\ud800'", "is no text"),
     ],
 )
 def test_what_is_wrong_is_said(condition: str, message: str) -> None:

@@ -142,6 +142,18 @@ def test_what_announces_too_much_is_refused(
         fetch(site.add("/m.pt", CONTENT), cache=cache)
 
 
+@pytest.mark.parametrize("length", ["\xb2", "9" * 5000])
+def test_an_announced_length_that_is_no_number_counts_for_nothing(
+    site: Site, cache: Cache, length: str
+) -> None:
+    url = site.add("/m.pt", CONTENT)
+    site.faults["/m.pt"] = [
+        Answer(CONTENT, headers={"Content-Length": length, "Connection": "close"}, drop=0)
+    ] * 8
+    with pytest.raises(SourceError):
+        fetch(url, cache=cache, format="torch")
+
+
 def test_companions_lie_beside(site: Site, cache: Cache) -> None:
     url = site.add("/d/m.param", b"7767517\n2 2\n")
     site.add("/d/m.bin", bytes(8))

@@ -245,6 +245,16 @@ def test_other_mistakes_in_duckdbs_words(pristine: Store) -> None:
         pristine.sql("select cast(task as integer) from models")
 
 
+@pytest.mark.parametrize("query", ["select 1" + 900 * "+1", "select '\ud800'"])
+def test_what_python_cannot_parse_is_a_usage_error(pristine: Store, query: str) -> None:
+    with pytest.raises(UsageError, match=r"too deep|no text"):
+        pristine.sql(query)
+
+
+def test_a_query_may_nest_deep(pristine: Store) -> None:
+    assert pristine.sql("select 1" + 300 * "+1 " + "as n").to_pylist() == [{"n": 301}]
+
+
 def test_a_table_that_is_not_there_yet(pristine: Store) -> None:
     with pytest.raises(IncompleteStoreError, match="run filterdb analyze"):
         pristine.sql("select * from quality")

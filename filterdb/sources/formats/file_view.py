@@ -237,7 +237,8 @@ def _spread(factor: AnyArray, shape: Shape, axis: int, block_size: int) -> AnyAr
             return factor.reshape([-1 if i == place else 1 for i in range(len(shape))])
         blocks = -(-shape[place] // block_size) if block_size > 0 else 0
         if blocks and factor.shape == (*shape[:place], blocks, *shape[place + 1 :]):
-            wide = np.repeat(factor, block_size, axis=place)
+            # A block may be stated far longer than the axis it lies on.
+            wide = np.repeat(factor, min(block_size, shape[place]), axis=place)
             return np.take(wide, np.arange(shape[place]), axis=place)
     raise MalformedFileError(
         f"quantisation parameters of shape {factor.shape} do not fit values of shape {shape} "

@@ -99,7 +99,7 @@ class Machine:
         """Return the next `count` bytes as a string."""
         raw = self.take(count)
         try:
-            return raw.decode("utf-8", "surrogatepass")
+            return plain_text(raw.decode("utf-8", "surrogatepass"))
         except UnicodeDecodeError:
             self.malformed("has a string that is not UTF-8", back=count)
 
@@ -179,6 +179,11 @@ class Machine:
         if len(items) % 2:
             self.malformed("sets items with a key that has no value")
         target.pairs.extend(zip(items[::2], items[1::2], strict=True))
+
+
+def plain_text(text: str) -> str:
+    """Spell half characters out: Python pickles them, and no table or terminal takes them."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def small(count: int) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from filterdb.errors import UnsupportedFormatError
-from filterdb.sources.formats.pickle_machine import MAX_NAME_BYTES, Machine, small
+from filterdb.sources.formats.pickle_machine import MAX_NAME_BYTES, Machine, plain_text, small
 from filterdb.sources.formats.pickle_values import Global, PersistentId, Record, Table
 
 #: Below what Python turns into text without complaint, so that every message can be written.
@@ -84,7 +84,7 @@ def _op_string(m: Machine) -> None:
 
 def _op_unicode(m: Machine) -> None:
     try:
-        m.push(m.line().decode("raw-unicode-escape"))
+        m.push(plain_text(m.line().decode("raw-unicode-escape")))
     except UnicodeDecodeError:
         m.malformed("has a string that cannot be decoded")
 

@@ -109,6 +109,8 @@ def _header(path: Path, label: str) -> tuple[dict[str, Any], int, int]:
         raise UnsafeCheckpointError(f"{label}: the header lists more than any real one")
     try:
         header = json.loads(raw, object_pairs_hook=_unique)
+        if b"\\ud" in raw.lower():  # half a character in a name, perhaps: no text
+            json.dumps(header, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise MalformedFileError(f"{label}: the header is not proper JSON: {error}") from error
     if not isinstance(header, dict):

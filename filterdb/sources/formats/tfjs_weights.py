@@ -30,6 +30,7 @@ _STORED = {
 }  # fmt: skip
 _READ = frozenset(_STORED) - {"complex64"}
 _LONGEST_TEXT = 1 << 24
+_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -172,8 +173,12 @@ def _length(dtype: str, elements: int, shards: tuple[Shard, ...], start: int | N
     available = sum(s.size for s in shards)
     if elements * 4 > available:
         raise MalformedFileError(f"{elements:,} texts in {available:,} bytes")
+    block, first = b"", start
     for _ in range(elements):  # each has its length in front
-        length = int(_bytes(shards, position, 4).view("<u4")[0])
+        if position + 4 > first + len(block):
+            first, count = position, max(4, min(_BLOCK, available - position))
+            block = _bytes(shards, position, count).tobytes()
+        length = int.from_bytes(block[position - first : position - first + 4], "little")
         position += 4 + length
         if length > _LONGEST_TEXT or position > available:
             raise MalformedFileError(f"a text of {length:,} bytes in a shard")

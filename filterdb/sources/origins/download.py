@@ -184,7 +184,7 @@ class _Transfer:
     def _total(self, response: requests.Response) -> int | None:
         job, sink = self.job, self.sink
         length = response.headers.get("Content-Length", "")
-        total = sink.bytes + int(length) if length.isdigit() else job.size
+        total = sink.bytes + int(length) if _is_number(length) else job.size
         if total is None:
             return None
         if job.size is not None and total != job.size:
@@ -237,7 +237,12 @@ def _validator(response: requests.Response) -> str:
 def _content_start(response: requests.Response) -> int:
     unit, _, spans = response.headers.get("Content-Range", "").partition(" ")
     start = spans.partition("-")[0]
-    return int(start) if unit == "bytes" and start.isdigit() else -1
+    return int(start) if unit == "bytes" and _is_number(start) else -1
+
+
+def _is_number(text: str) -> bool:
+    # Other digits than these, or thousands of them, are no number to Python either.
+    return text.isascii() and text.isdigit() and len(text) < 20
 
 
 def _retry_after(text: str) -> float | None:

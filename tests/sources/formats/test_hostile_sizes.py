@@ -8,11 +8,13 @@ import tracemalloc
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from filterdb.errors import MalformedFileError, UnsafeCheckpointError
 from filterdb.sources.formats import read_model
 from filterdb.sources.formats.base import ModelFile
+from filterdb.sources.formats.file_view import dequantise
 from filterdb.sources.formats.pickle_reader import read_pickle
 
 _MEGABYTE = 1 << 20
@@ -78,3 +80,29 @@ def test_many_tensors_in_safetensors_are_read(tmp_path: Path) -> None:
     path = tmp_path / "many.safetensors"
     path.write_bytes(struct.pack("<Q", len(header)) + header)
     assert len(read_model(ModelFile(path), "safetensors").tensors) == 20_000
+
+
+def test_a_block_may_be_stated_longer_than_its_axis() -> None:
+    values, scale = np.ones((64, 16), np.int8), np.arange(64, dtype=np.float32).reshape(64, 1)
+    got = dequantise(values, scale, None, axis=1, block_size=1 << 40)
+    np.testing.assert_array_equal(got, np.broadcast_to(scale, (64, 16)))
+
+
+def test_half_characters_in_names_are_spelt_out(tmp_path: Path) -> None:
+    name = b"X" + struct.pack("<I", 10) + b"\xed\xa0\x80.weight"
+    dense = b"ctorch._utils\n_rebuild_tensor_v2\n(" + _storage() + _SIZES + _HOOKS + b"tR"
+    path = tmp_path / "half.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("m/data.pkl", b"\x80\x02}" + name + dense + b"s.")
+        archive.writestr("m/data/0", bytes(36))
+    assert [t.name for t in read_model(ModelFile(path)).tensors] == ["\\ud800.weight"]
+    assert read_pickle(b"V\\ud800\n.", where="x").value == "\\ud800"
+
+
+@pytest.mark.parametrize("half", ["\\ud800", "\\uDFFF"])
+def test_half_characters_in_safetensors_are_refused(tmp_path: Path, half: str) -> None:
+    header = b'{"%s":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}' % half.encode()
+    path = tmp_path / "half.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(MalformedFileError, match="not proper JSON"):
+        read_model(ModelFile(path), "safetensors")

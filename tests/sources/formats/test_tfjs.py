@@ -147,6 +147,11 @@ def test_what_cannot_be_read_is_skipped(tmp_path: Path) -> None:
     assert raw.tensors[-1].skip == ("unsupported_dtype", "lies behind a weight of unknown size")
     ahead = write_tfjs(tmp_path, [(spec("text", "string"), text), plain("kernel", kernel(1))])
     assert read(ahead).tensors[1].load() == kernel(1)
+    texts = [b"", b"a" * (1 << 20), b"bc"] + 1000 * [b"def"]
+    stored = b"".join(len(t).to_bytes(4, "little") + t for t in texts)
+    many = spec("texts", "string") | {"shape": [len(texts)]}
+    ahead = write_tfjs(tmp_path, [(many, stored), plain("kernel", kernel(1))])
+    assert read(ahead).tensors[1].load() == kernel(1)
 
 
 def test_layers_model(tmp_path: Path) -> None:
