@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -70,6 +71,17 @@ def test_seeds_differ_and_the_same_seed_does_not(cache: Cache, tmp_path: Path) -
     other = fetch(f"init:timm/{ARCH}?seed=2", cache=cache)
     assert first.member_sha256 == again.member_sha256 != other.member_sha256
     assert first.file.path != again.file.path
+
+
+def test_twins_made_at_the_same_time_are_those_made_one_by_one(tmp_path: Path) -> None:
+    uris = [f"init:timm/{ARCH}?seed={seed}" for seed in range(6)]
+
+    def hashes(name: str, workers: int) -> list[str]:
+        cache = Cache(tmp_path / name)
+        with ThreadPoolExecutor(workers) as pool:
+            return [f.member_sha256 for f in pool.map(lambda u: fetch(u, cache=cache), uris)]
+
+    assert hashes("together", 6) == hashes("alone", 1)
 
 
 def test_an_unknown_architecture_names_the_nearest(cache: Cache) -> None:

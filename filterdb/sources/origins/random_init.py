@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from importlib.metadata import version
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from filterdb.errors import SourceError, UnknownNameError
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 MODULES_KEY = "filterdb.modules"
 _DTYPES = {"float32": "F32", "float16": "F16", "float64": "F64", "int64": "I64", "int32": "I32"}
 _ALIGNMENT = 64
+#: torch draws from one generator for the whole process: two models built at once would share it.
+_DRAWING = Lock()
 
 
 def obtain(request: Request) -> Stored:
@@ -67,7 +70,7 @@ def _build(arch: str, seed: int) -> Any:
     if not timm.is_model(arch):
         raise UnknownNameError("architecture", arch, timm.list_models(), where="timm")
     # The caller's own random state stays as it was.
-    with torch.random.fork_rng(devices=[]):
+    with _DRAWING, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
             return timm.create_model(arch, pretrained=False).eval()
