@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 #: Work shorter than this needs no progress line.
 PATIENCE_S = 2.0
 #: Control codes of C0 and C1 other than tab and line end, and the marks that reorder text.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class Console:
