@@ -226,7 +226,7 @@ def _outcome(task: ExtractTask) -> ExtractOutcome:
             retryable=row["retryable"],
         )
     model = stage.table("models").to_pylist()[0]
-    return ExtractOutcome(task.entry.id, model["n_conv_layers"], model["n_filters"])
+    return ExtractOutcome(task.entry.id, model["n_conv_layers"], model["n_filters_3x3"])
 
 
 def _prefetch(
@@ -304,7 +304,8 @@ def _summary(
     console.say(
         f"extracted {len(good)} of {plural(len(outcomes), 'model')}, "
         f"{plural(sum(o.n_layers for o in good), 'layer')}, "
-        f"{plural(sum(o.n_filters for o in good), 'filter')} in {format_seconds(seconds)}"
+        f"{plural(sum(o.n_filters_3x3 for o in good), 'filter')} of 3×3 "
+        f"in {format_seconds(seconds)}"
         + (f"; {len(failed)} failed:" if failed else "")
     )
     for outcome in failed[:10]:

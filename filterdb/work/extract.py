@@ -60,7 +60,7 @@ class ExtractOutcome:
     ----------
     model_id
         The model.
-    n_layers, n_filters
+    n_layers, n_filters_3x3
         What was staged; 0 for a failure.
     stage, error, message
         Where and how it failed; None otherwise.
@@ -70,7 +70,7 @@ class ExtractOutcome:
 
     model_id: ModelId
     n_layers: int = 0
-    n_filters: int = 0
+    n_filters_3x3: int = 0
     stage: Stage | None = None
     error: str | None = None
     message: str | None = None
@@ -168,7 +168,7 @@ def _extract(task: ExtractTask, where: _Where) -> ExtractOutcome:
         stage_model(Path(task.store_path), entry.id, record)
     finally:
         cache.release(*fetched.objects)
-    return ExtractOutcome(entry.id, len(found.layers), _n_filters(found))
+    return ExtractOutcome(entry.id, len(found.layers), _n_filters(found, "3x3"))
 
 
 def _staged(
