@@ -305,8 +305,7 @@ def _summary(
         f"extracted {len(good)} of {plural(len(outcomes), 'model')}, "
         f"{plural(sum(o.n_layers for o in good), 'layer')}, "
         f"{plural(sum(o.n_filters_3x3 for o in good), 'filter')} of 3×3 "
-        f"in {format_seconds(seconds)}"
-        + (f"; {len(failed)} failed:" if failed else "")
+        f"in {format_seconds(seconds)}" + (f"; {len(failed)} failed:" if failed else "")
     )
     for outcome in failed[:10]:
         console.say(f"  {outcome.model_id}: {outcome.stage}: {outcome.message}")
