@@ -182,9 +182,13 @@ def test_a_network_that_fails_in_the_middle(line: Line, site: Site) -> None:
     assert verify(Path("store")) == []
 
 
+#: A job started in the background of a shell ignores SIGINT, and so do its children.
+HEARS_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+
+
 def started(*words: object, cwd: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        starter(*words),
+        starter(*words, before=HEARS_CTRL_C),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
