@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -319,8 +318,3 @@ def wants_json(arguments: Sequence[str]) -> bool:
         or "--format=json" in arguments
         or ("--format", "json") in pairwise(arguments)
     )
-
-
-def main_arguments() -> list[str]:
-    """Return the process's own arguments."""
-    return sys.argv[1:]

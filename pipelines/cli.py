@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from filterdb.errors import FilterDBError, PipelineError
-from pipelines.arguments import build_parser, main_arguments, wants_json
+from pipelines.arguments import build_parser, wants_json
 from pipelines.console import Console
 
 #: Exit codes of schema.md.
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     int
         The exit code.
     """
-    words = list(main_arguments() if arguments is None else arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
     _open_closed_streams()
     console = Console(quiet="--quiet" in words or "-q" in words)
     code = DONE

@@ -142,25 +142,6 @@ def _earlier(target: Path, stamp: dict[str, Any]) -> ReportSummary | None:
         return None
 
 
-def make_report(store: Store, options: ReportOptions | None = None) -> Report:
-    """Return the values of a report without writing anything.
-
-    Parameters
-    ----------
-    store
-        Open store.
-    options
-        How to build.
-
-    Returns
-    -------
-    Report
-        Sections, figures, sentences.
-    """
-    corpus = load_corpus(store, options or ReportOptions())
-    return _report(corpus, _parts(corpus, _silent))
-
-
 def _silent(what: str, done: int, total: int | None) -> None:
     """Say nothing."""
     del what, done, total

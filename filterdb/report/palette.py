@@ -15,8 +15,6 @@ import numpy.typing as npt
 N_LEVELS = 63
 #: Index of the transparent gap between pictures; the first, so that one byte says which it is.
 GAP_LEVEL = 0
-#: Index of the most negative colour.
-FIRST_LEVEL = 1
 #: Index of zero.
 ZERO_LEVEL = 32
 
@@ -32,17 +30,6 @@ _VIK = (
 
 #: (63, 3) red, green, blue of the signed palette, from most negative to most positive.
 VIK: npt.NDArray[np.uint8] = np.frombuffer(bytes.fromhex(_VIK), dtype=np.uint8).reshape(63, 3)
-
-#: Ten even stops of viridis, dark to bright.
-VIRIDIS: tuple[str, ...] = (
-    "#440154", "#482878", "#3e4989", "#31688e", "#26828e",
-    "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725",
-)  # fmt: skip
-
-#: At most six unordered groups (Okabe and Ito).
-OKABE_ITO: tuple[str, ...] = (
-    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9",
-)  # fmt: skip
 
 #: Colour, shape and word of each severity; the shape and the word carry it without colour.
 SEVERITIES: dict[str, tuple[str, str]] = {
