@@ -84,6 +84,7 @@ def build_parser() -> Parser:
         _query,
         _inspect,
         _compare,
+        _survey,
         _verify,
         _cache,
     ):
@@ -284,6 +285,25 @@ def _compare(commands: Any) -> None:
     parser.add_argument("first", metavar="FILE|URI")
     parser.add_argument("second", metavar="FILE|URI")
     _json(parser)
+    _cache_options(parser)
+
+
+def _survey(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "survey",
+        "try to read every file of a list and publish what came of it",
+        "filterdb survey files.csv --out tried",
+        "filterdb survey tried/rows.csv --out again",
+    )
+    parser.add_argument(
+        "list", type=Path, metavar="LIST", help="CSV with a column uri, and counts to compare with"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument(
+        "--notes", type=Path, metavar="CSV", help="columns uri, layout, explanation"
+    )
+    _workers(parser)
     _cache_options(parser)
 
 

@@ -62,7 +62,7 @@ def _answer(words: list[str], console: Console) -> int:
         tip = "give it more, or fewer --workers; the same command goes on where it left off"
         return _refuse(PipelineError("there is not enough memory", tip=tip), words, console)
     except KeyboardInterrupt:
-        goes_on = not {"extract", "demo"}.isdisjoint(words)
+        goes_on = not {"extract", "demo", "survey"}.isdisjoint(words)
         console.say("stopped; the same command goes on where it left off" if goes_on else "stopped")
         _leave()
 
@@ -207,6 +207,20 @@ def _compare(options: argparse.Namespace, console: Console) -> int:
     )
 
 
+def _survey(options: argparse.Namespace, console: Console) -> int:
+    from filterdb.engine import parse_cluster
+    from pipelines import survey_files
+
+    config = survey_files.SurveyConfig(
+        list_path=options.list,
+        out=options.out,
+        notes=options.notes,
+        cluster=parse_cluster(options.scheduler, options.workers),
+        cache_path=options.cache,
+    )
+    return survey_files.run(config, console=console)
+
+
 def _verify(options: argparse.Namespace, console: Console) -> int:
     from pipelines import verify_store
 
@@ -230,6 +244,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, Console], int]] = {
     "query": _query,
     "inspect": _inspect,
     "compare": _compare,
+    "survey": _survey,
     "verify": _verify,
     "cache": _cache,
 }
