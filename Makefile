@@ -5,12 +5,13 @@ DEMO ?= demo
 PY := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check slow format clean
+.PHONY: help demo test check slow peers format clean
 
 help:
 	@echo "make demo    fetch real models, extract, analyse, write the report to $(DEMO)/report/index.html"
 	@echo "make test    run the tests"
 	@echo "make check   ruff, mypy --strict, import rules"
+	@echo "make peers   the readers against the frameworks that wrote the files, each in an environment of its own"
 	@echo "make slow    the tests that need minutes (kill -9 in random places, every demo model)"
 
 # pip only brings uv, into a folder of its own: this works without the venv module and on systems
@@ -26,10 +27,21 @@ demo: $(VENV)/.ready
 	$(VENV)/bin/filterdb demo --out $(DEMO)
 
 test: $(VENV)/.ready
-	$(PY) -m pytest -q -n auto --dist loadfile -m "not slow"
+	$(PY) -m pytest -q -n auto --dist loadfile -m "not slow and not peers and not fuzz"
 
 slow: $(VENV)/.ready
-	$(PY) -m pytest -q -n auto --dist loadfile -m slow
+	$(PY) -m pytest -q -n auto --dist loadfile -m "slow and not peers and not fuzz"
+
+# One environment a peer: their requirements exclude one another. Nothing of ours is installed there.
+PEERS := $(patsubst tests/peers/%.txt,.peers/%/.ready,$(wildcard tests/peers/*.txt))
+
+.peers/%/.ready: tests/peers/%.txt | $(VENV)/.ready
+	PYTHONPATH=$(VENV)/uv $(PYTHON) -m uv venv --quiet --allow-existing --python $(PYTHON) .peers/$*
+	PYTHONPATH=$(VENV)/uv $(PYTHON) -m uv pip install --quiet --python .peers/$*/bin/python --only-binary :all: -r $<
+	touch $@
+
+peers: $(VENV)/.ready $(PEERS)
+	$(PY) -m pytest -q -m peers
 
 check: $(VENV)/.ready
 	$(VENV)/bin/ruff check filterdb pipelines tests
