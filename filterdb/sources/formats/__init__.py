@@ -36,7 +36,9 @@ _BUILT_IN = {
     "tflite": "filterdb.sources.formats.tflite",
     "tfjs": "filterdb.sources.formats.tfjs",
     "ncnn": "filterdb.sources.formats.ncnn",
+    "paddle": "filterdb.sources.formats.paddle",
     "onnx": "filterdb.sources.formats.onnx",
+    "caffe": "filterdb.sources.formats.caffe",
 }
 _GROUP = "filterdb.formats"
 _HEAD_BYTES = 4096
