@@ -1,4 +1,4 @@
-"""Takes single members out of zip and tar archives, as streams, within bounds.
+"""Takes single members out of zip and tar archives and compressed files, within bounds.
 
 Nothing is ever unpacked by the archive's own names: a member is asked for by its exact name and
 written under one of ours, so no name, link or device in an archive can reach anything.
@@ -7,25 +7,21 @@ written under one of ours, so no name, link or device in an archive can reach an
 from __future__ import annotations
 
 import contextlib
-import lzma
 import stat
-import struct
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Literal, TypeAlias
+from typing import IO, TYPE_CHECKING, TypeAlias
 
 from filterdb.errors import (
     FetchError,
     FilterDBError,
     MalformedFileError,
-    SourceError,
     UnsafeCheckpointError,
     UnsupportedFormatError,
-    nearest,
 )
+from filterdb.sources.container_kinds import DAMAGED, kind_or_raise, no_member, plain_name
 from filterdb.sources.forward_file import MAX_HEADER, ForwardFile, compression_of, decompress
 
 if TYPE_CHECKING:
@@ -41,7 +37,6 @@ RATIO_FREE_BYTES = 1024**3
 MAX_MEMBERS = 200_000
 _BLOCK = 1 << 20
 
-Kind = Literal["zip", "tar"]
 Write: TypeAlias = Callable[[bytes], None]
 
 
@@ -61,30 +56,7 @@ class Member:
     bytes: int
 
 
-def container_kind(path: Path) -> Kind | None:
-    """Tell from its first bytes what a container is.
-
-    Parameters
-    ----------
-    path
-        Any file.
-
-    Returns
-    -------
-    {"zip", "tar"} or None
-        None where it is neither; "tar" includes the compressed ones, of which only the
-        compression is looked at.
-    """
-    with path.open("rb") as file:
-        head = file.read(512)
-    if head[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
-        return "zip"
-    if compression_of(head) is not None or head[257:262] == b"ustar":
-        return "tar"
-    return None
-
-
-def list_members(path: Path, *, what: str) -> list[Member]:
+def list_members(path: Path, *, what: str, label: str = "") -> list[Member]:
     """List the files of a container, without folders, links and devices.
 
     Parameters
@@ -93,11 +65,14 @@ def list_members(path: Path, *, what: str) -> list[Member]:
         The container.
     what
         Its name in messages.
+    label
+        Its own file name, where the path's is another (a cache's).
 
     Returns
     -------
     list of Member
-        In the container's order.
+        In the container's order; of a compressed file its plain form, whose size is not known
+        before it is inflated (0).
 
     Raises
     ------
@@ -108,7 +83,10 @@ def list_members(path: Path, *, what: str) -> list[Member]:
     UnsafeCheckpointError
         Where it breaks a bound.
     """
-    if _kind_or_raise(path, what) == "zip":
+    kind = kind_or_raise(path, what)
+    if kind == "compressed":
+        return [Member(plain_name(label or path.name), 0)]
+    if kind == "zip":
         with _open_zip(path, what) as archive:
             return [Member(i.filename, i.file_size) for i in archive.infolist() if _is_plain_zip(i)]
     with _open_tar(path, what) as archive:
@@ -116,7 +94,7 @@ def list_members(path: Path, *, what: str) -> list[Member]:
         return [Member(_tar_name(m), m.size) for m in members if m.isreg()]
 
 
-def extract_member(path: Path, name: str, write: Write, *, what: str) -> None:
+def extract_member(path: Path, name: str, write: Write, *, what: str, label: str = "") -> None:
     """Copy one member of a container.
 
     Parameters
@@ -129,6 +107,8 @@ def extract_member(path: Path, name: str, write: Write, *, what: str) -> None:
         Called with its bytes, block by block.
     what
         The container's name in messages.
+    label
+        Its own file name, where the path's is another (a cache's).
 
     Raises
     ------
@@ -141,34 +121,15 @@ def extract_member(path: Path, name: str, write: Write, *, what: str) -> None:
     UnsafeCheckpointError
         Where the member is a link or a device, or inflates beyond the bounds.
     """
-    if _kind_or_raise(path, what) == "zip":
+    kind = kind_or_raise(path, what)
+    if kind == "compressed":
+        _inflate(path, name, write, what=what, label=label or path.name)
+    elif kind == "zip":
         with _open_zip(path, what) as archive:
             _extract_zip(archive, name, write, what=what)
     else:
         with _open_tar(path, what) as archive:
             _extract_tar(archive, name, write, what=what, packed=path.stat().st_size)
-
-
-def _kind_or_raise(path: Path, what: str) -> Kind:
-    kind = container_kind(path)
-    if kind is None:
-        with path.open("rb") as file:
-            head = file.read(8)
-        raise UnsupportedFormatError(
-            f"{what} is no container filterdb enters: it begins with {head!r}",
-            tip="zip (wheels too) and tar, plain or compressed by gzip, bzip2 or xz",
-        )
-    return kind
-
-
-def _no_member(name: str, names: list[str], what: str) -> SourceError:
-    last = name.rsplit("/", 1)[-1]
-    same = [n for n in names if n.rsplit("/", 1)[-1] == last]
-    close = same[:3] or nearest(name, names) or sorted(names)[:5]
-    return SourceError(
-        f"{what} has no member {name!r}",
-        tip=f"nearest: {', '.join(close)} ({len(names)} in all)" if close else "it is empty",
-    )
 
 
 def _check_size(name: str, size: int, packed: int, what: str) -> None:
@@ -210,10 +171,7 @@ def _damage(what: str) -> Iterator[None]:
         raise
     except NotImplementedError as error:
         raise UnsupportedFormatError(f"{what} cannot be read: {error}") from error
-    except (
-        *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, tarfile.TarError),
-        *(EOFError, ValueError, OSError, OverflowError, LookupError, RecursionError, struct.error),
-    ) as error:
+    except DAMAGED as error:
         # bz2 and gzip report damage as an OSError too, but the system did not number it.
         if isinstance(error, OSError) and error.errno is not None:
             raise FetchError(f"{what} cannot be read: {error.strerror}") from error
@@ -282,7 +240,7 @@ def _extract_zip(archive: zipfile.ZipFile, name: str, write: Write, *, what: str
     found = [info for info in archive.infolist() if info.filename == name]
     if not found:
         names = [i.filename for i in archive.infolist() if _is_plain_zip(i)]
-        raise _no_member(name, names, what)
+        raise no_member(name, names, what)
     info = found[0]
     if len(found) > 1:
         raise MalformedFileError(f"{what}: member {name!r} is there {len(found)} times")
@@ -364,4 +322,26 @@ def _extract_tar(
             f"{name!r} was met: expected two empty blocks, got none"
         )
     if not found:
-        raise _no_member(name, names, what)
+        raise no_member(name, names, what)
+
+
+# Single files ------------------------------------------------------------------------------------
+
+
+def _inflate(path: Path, name: str, write: Write, *, what: str, label: str) -> None:
+    size = path.stat().st_size
+    if name != plain_name(label):
+        raise no_member(name, [plain_name(label)], what)
+    bound, done = max(MAX_RATIO * size, RATIO_FREE_BYTES), 0
+    with _damage(f"{what}: the compressed file of {size:,} bytes"), path.open("rb") as file:
+        compression = compression_of(file.read(8))
+        file.seek(0)
+        plain = decompress(file, compression)
+        while block := plain.read(_BLOCK):
+            done += len(block)
+            if done > min(bound, MAX_MEMBER_BYTES):
+                raise UnsafeCheckpointError(
+                    f"{what}: inflates {size:,} bytes to more than the {bound:,} allowed",
+                    tip="no weights compress like that: this is a decompression bomb",
+                )
+            write(block)

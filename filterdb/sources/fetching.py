@@ -19,7 +19,9 @@ from filterdb.errors import (
     UsageError,
 )
 from filterdb.sources.cache import Cache
-from filterdb.sources.containers import container_kind, extract_member, list_members
+from filterdb.sources.container_kinds import container_kind
+from filterdb.sources.containers import list_members
+from filterdb.sources.entering import take_out
 from filterdb.sources.formats.base import ModelFile
 from filterdb.sources.origins import Request, agreed_sha256, find_origin
 from filterdb.sources.stored import Filled, Sink, Stored, member_key
@@ -353,8 +355,7 @@ class _Run:
             holder = self._holder(uri, request)
 
             def fill(sink: Sink) -> Filled:
-                what = str(replace(uri, members=uri.members[:-1]))
-                extract_member(holder.path, uri.members[-1], sink.write, what=what)
+                take_out(uri, holder.path, sink.write, bring=self.companion)
                 return Filled(uri.file_name)
 
             stored = self.cache.get(key, fill)
@@ -386,7 +387,7 @@ class _Run:
 
 def _largest_members(path: Path, what: str) -> str:
     """Name what may be models in a container."""
-    members = list_members(path, what=what)
+    members = list_members(path, what=what, label=parse_location(what).file_name)
     models = [m for m in members if Path(m.name).suffix.lower() in _MODEL_SUFFIXES]
     largest = sorted(models or members, key=lambda m: (-m.bytes, m.name))[:8]
     return ", ".join(f"!/{m.name} ({m.bytes:,} bytes)" for m in largest) or "it is empty"

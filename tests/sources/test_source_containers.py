@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import lzma
@@ -24,7 +25,8 @@ from filterdb.errors import (
     UnsupportedFormatError,
 )
 from filterdb.sources import containers
-from filterdb.sources.containers import container_kind, extract_member, list_members
+from filterdb.sources.container_kinds import container_kind
+from filterdb.sources.containers import extract_member, list_members
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -315,8 +317,46 @@ def test_holes_are_refused(tmp_path: Path) -> None:
         extract(path, "holes")
 
 
-def test_gzip_of_something_else_is_no_tar(tmp_path: Path) -> None:
-    path = tmp_path / "x.gz"
-    path.write_bytes(gzip.compress(b"not a tar" * 500))
+@pytest.mark.parametrize(
+    ("suffix", "compress"), [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress)]
+)
+def test_a_compressed_file_holds_its_plain_form(
+    tmp_path: Path, suffix: str, compress: Callable[[bytes], bytes]
+) -> None:
+    path = tmp_path / f"model.onnx{suffix}"
+    content = random.Random(3).randbytes(5000)
+    path.write_bytes(compress(content))
+    assert container_kind(path) == "compressed"
+    assert [m.name for m in list_members(path, what="x")] == ["model.onnx"]
+    assert extract(path, "model.onnx") == content
+    with pytest.raises(SourceError, match="no member 'other'") as caught:
+        extract(path, "other")
+    assert "model.onnx" in str(caught.value)
+    path.write_bytes(compress(content)[:-20])
     with pytest.raises(MalformedFileError, match="truncated or damaged"):
+        extract(path, "model.onnx")
+
+
+def test_a_compressed_bomb_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(containers, "RATIO_FREE_BYTES", 1 << 20)
+    path = tmp_path / "zeros.gz"
+    path.write_bytes(gzip.compress(b"x" * (20 << 20)))
+    with pytest.raises(UnsafeCheckpointError, match="decompression bomb"):
+        extract(path, "zeros")
+
+
+@pytest.mark.parametrize("head", [b"7z\xbc\xaf\x27\x1c", b"Rar!\x1a\x07", b"\x28\xb5\x2f\xfd"])
+def test_archives_that_are_not_entered_are_named(tmp_path: Path, head: bytes) -> None:
+    path = tmp_path / "x.7z"
+    path.write_bytes(head + bytes(100))
+    with pytest.raises(UnsupportedFormatError, match=r"7z archive|RAR archive|Zstandard") as caught:
         extract(path, "a")
+    assert "unpack it" in str(caught.value)
+
+
+def test_a_zip_file_behind_padding_is_entered(tmp_path: Path) -> None:
+    plain = make_zip(tmp_path / "x.zip", zipfile.ZIP_STORED)
+    padded = tmp_path / "x.task"
+    padded.write_bytes(b"\0\0" + plain.read_bytes())
+    assert container_kind(padded) == "zip"
+    assert extract(padded, "top.txt") == FILES["top.txt"]
