@@ -36,6 +36,7 @@ _BUILT_IN = {
     "tflite": "filterdb.sources.formats.tflite",
     "tfjs": "filterdb.sources.formats.tfjs",
     "ncnn": "filterdb.sources.formats.ncnn",
+    "tf_checkpoint": "filterdb.sources.formats.tf_checkpoint",
     "paddle": "filterdb.sources.formats.paddle",
     "onnx": "filterdb.sources.formats.onnx",
     "caffe": "filterdb.sources.formats.caffe",
