@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _IDENTITY = frozenset(
     {"Identity", "Dropout", "Cast", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
 )
+#: What may stand between an integer convolution and the product with its scale.
+_BEFORE_SCALE = ("Cast", "Identity", "Add")
 #: Input positions of the parameters, for operations whose weights are used as they are.
 _PLAIN: Mapping[str, tuple[NodeOp, Mapping[str, int]]] = {
     "BatchNormalization": ("batch_norm", {"gamma": 1, "beta": 2, "mean": 3, "var": 4}),
@@ -316,18 +318,19 @@ class GraphTranslator:
     def _scale_behind(self, operation: Operation) -> View | None:
         """Find the weight scale a dynamically quantised operation is multiplied by afterwards.
 
-        Such models multiply the integer result by (input scale · weight scale): the one constant
-        factor is the weight's. Two constant factors could be either, so they are none.
+        Such models multiply the integer result, to which a bias may have been added, by (input
+        scale · weight scale): the one constant factor is the weight's. Two constant factors could
+        be either, so they are none.
         """
         value = operation.outputs[0] if operation.outputs else ""
-        for _ in range(4):
+        for _ in range(6):
             readers = self._readers.get(value, [])
             product = next((r for r in readers if r.op_type == "Mul"), None)
             if product is not None:
                 others = [n for n in product.inputs if n != value]
                 factors = self._factors(others)
                 return factors[0] if len(factors) == 1 else None
-            passing = next((r for r in readers if r.op_type in ("Cast", "Identity")), None)
+            passing = next((r for r in readers if r.op_type in _BEFORE_SCALE), None)
             if passing is None:
                 return None
             value = passing.outputs[0]
