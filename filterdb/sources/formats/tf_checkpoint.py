@@ -19,6 +19,7 @@ from filterdb.sources.formats.tf_object_graph import VALUE_KEY, ObjectGraph
 from filterdb.sources.formats.tf_slots import skip_reasons
 from filterdb.sources.formats.tf_table import FOOTER, MAGIC
 from filterdb.sources.formats.tf_types import item_size
+from filterdb.sources.formats.tf_unnamed import unnamed_layers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -115,9 +116,11 @@ def read(file: ModelFile) -> RawModel:
             variables = list(bundle.variables())
             graph = bundle.object_graph()
             note = "checkpoint saved by object" if graph else "checkpoint saved by name"
+    tensors = network_tensors(variables, graph)
     return RawModel(
         format="tf_checkpoint",
-        tensors=network_tensors(variables, graph),
+        tensors=tensors,
+        nodes=unnamed_layers(tensors),
         default_layout="HWIO",
         notes=(note,),
     )
