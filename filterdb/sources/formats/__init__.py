@@ -33,6 +33,7 @@ _BUILT_IN = {
     "torch": "filterdb.sources.formats.torch_file",
     "npz": "filterdb.sources.formats.npz",
     "keras_h5": "filterdb.sources.formats.keras_h5",
+    "tza": "filterdb.sources.formats.tza",
     "tflite": "filterdb.sources.formats.tflite",
     "tfjs": "filterdb.sources.formats.tfjs",
     "ncnn": "filterdb.sources.formats.ncnn",

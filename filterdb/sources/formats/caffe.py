@@ -7,6 +7,13 @@ from typing import TYPE_CHECKING
 from filterdb.errors import MalformedFileError, SourceError
 from filterdb.layers.raw import SPATIAL_LETTERS, ConvAttributes, Node, RawModel, Tensor
 from filterdb.sources.formats.base import FormatReader, ModelFile
+from filterdb.sources.formats.caffe_layers import (
+    dense_block_nodes,
+    is_convolution,
+    n_transitions,
+    roles_of,
+    scaled_norms,
+)
 from filterdb.sources.formats.caffe_proto import LayerRecord, NetParser, NetRecord
 from filterdb.sources.formats.caffe_values import AveragedValues, BlobValues, values_of
 from filterdb.sources.formats.file_view import map_file
@@ -23,7 +30,7 @@ _OPS: dict[str, NodeOp] = {
     "SyncBN": "batch_norm", "BN": "batch_norm",
     "Split": "identity", "Dropout": "identity", "Silence": "identity",
 }  # fmt: skip
-_VECTORS = frozenset({"bias", "mean", "var", "gamma", "beta", "scale_factor"})
+_VECTORS = frozenset({"bias", "mean", "var", "gamma", "beta", "scale", "scale_factor"})
 #: Field of NetParameter → wire type.
 _NET_FIELDS = {
     1: (BYTES,), 2: (BYTES,), 3: (BYTES,), 4: (VARINT, BYTES), 5: (VARINT,), 6: (BYTES,),
@@ -154,7 +161,7 @@ class _Builder:
         net
             The network.
         """
-        norms = _scaled_norms(net.layers)
+        norms = scaled_norms(net.layers)
         merged = {scale: norm for norm, scale in norms.items()}
         affine: dict[int, dict[str, str]] = {}
         places: dict[int, int] = {}
@@ -174,11 +181,11 @@ class _Builder:
             )  # fmt: skip
 
     def _tensors(self, layer: LayerRecord) -> dict[str, str]:
-        roles = _roles(layer)
+        roles = roles_of(layer)
         found: dict[str, BlobValues] = {}
         for role, blob in zip(roles, layer.blobs, strict=True):
             what = f"{self.where}, layer {layer.name!r} ({layer.kind}), {role}"
-            kind = "vector" if role in _VECTORS or layer.kind in ("Scale", "Bias") else "array"
+            kind = "vector" if role.rsplit("/", 1)[-1] in _VECTORS else "array"
             if role == "weight" and layer.kind in ("InnerProduct", "Embed"):
                 kind = "matrix"
             found[role] = values_of(self.path, blob, kind, what=what, file_size=self.size)
@@ -216,9 +223,12 @@ class _Builder:
         if layer.kind in ("Scale", "Bias") and weights and not is_merged:
             self._affine(layer, weights)
             return
+        if n_transitions(layer):
+            self.nodes += dense_block_nodes(layer, weights)
+            return
         if is_merged:
             op, weights = "identity", {}
-        elif _is_convolution(layer):
+        elif is_convolution(layer):
             op = "conv_transpose" if "deconv" in layer.kind.lower() else "conv"
             attributes = self._attributes(layer)
         elif op == "batch_norm" and not {"mean", "var"} <= weights.keys():
@@ -279,67 +289,6 @@ class _Builder:
             dilation=layer.per_axis("dilation", rank, 1),
             padding=layer.per_axis("pad", rank, 0),
         )
-
-
-def _is_convolution(layer: LayerRecord) -> bool:
-    kind = layer.kind.lower()
-    if "convolution" not in kind and not (layer.has_parameters and layer.blobs):
-        return False
-    return not layer.blobs or len(layer.blobs[0].shape) > 2
-
-
-def _roles(layer: LayerRecord) -> list[str]:
-    """Name a layer's blobs in order."""
-    named: dict[str, tuple[str, ...]] = {
-        "InnerProduct": ("weight", "bias"),
-        "Embed": ("weight", "bias"),
-        "PReLU": ("gamma",),
-        "Normalize": ("gamma",),
-        "LayerNorm": ("gamma", "bias"),
-        "Bias": ("bias",),
-        "Scale": ("scale", "bias"),
-        "LSTM": ("weight", "bias", "recurrent"),
-        "RNN": ("weight", "bias", "recurrent", "output_weight", "output_bias"),
-        "Lstm": ("weight", "recurrent", "bias"),
-        # The two last are NVCaffe's and cuDNN's, which scale in the same layer.
-        "BatchNorm": ("mean", "var", "scale_factor", "gamma", "beta"),
-        "CuDNNBatchNorm": ("gamma", "beta", "mean", "var"),
-        "SyncBN": ("gamma", "beta", "mean", "var"),
-        "BN": ("gamma", "beta", "mean", "var"),
-    }
-    roles: tuple[str, ...] = named.get(layer.kind, ())
-    if layer.kind == "Scale" and len(layer.bottoms) > 1:
-        # The factor comes from another layer; the only blob is the bias.
-        roles = ("bias",)
-    elif _is_convolution(layer):
-        roles = ("weight", "bias")
-    extra = [f"blob{i}" for i in range(len(roles), len(layer.blobs))]
-    return [*roles[: len(layer.blobs)], *extra]
-
-
-def _scaled_norms(layers: list[LayerRecord]) -> dict[int, int]:
-    """Find the Scale that is the only reader of a BatchNorm: norm → scale."""
-    writer: dict[str, int] = {}
-    readers: dict[int, list[int]] = {}
-    for i, layer in enumerate(layers):
-        for blob in dict.fromkeys(layer.bottoms):
-            if blob in writer:
-                readers.setdefault(writer[blob], []).append(i)
-        writer.update(dict.fromkeys(layer.tops, i))
-    found: dict[int, int] = {}
-    for norm, after in readers.items():
-        scale = layers[after[0]]
-        if (
-            len(after) == 1
-            and layers[norm].kind == "BatchNorm"
-            and len(layers[norm].blobs) == 3
-            and scale.kind == "Scale"
-            and len(scale.bottoms) == 1
-            and scale.axis == 1
-            and 1 <= len(scale.blobs) <= 2
-        ):
-            found[norm] = after[0]
-    return found
 
 
 READER = FormatReader(
