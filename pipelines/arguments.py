@@ -281,9 +281,13 @@ def _compare(commands: Any) -> None:
         "compare two checkpoints layer by layer",
         "filterdb compare before.pt after.pt",
         "filterdb compare model.pt model.onnx --json",
+        "filterdb compare model.onnx model.tflite --picture both.svg",
     )
     parser.add_argument("first", metavar="FILE|URI")
     parser.add_argument("second", metavar="FILE|URI")
+    parser.add_argument(
+        "--picture", type=Path, metavar="SVG", help="draw filters of matched layers side by side"
+    )
     _json(parser)
     _cache_options(parser)
 

@@ -202,6 +202,7 @@ def _compare(options: argparse.Namespace, console: Console) -> int:
         options.first,
         options.second,
         as_json=options.json,
+        picture=options.picture,
         cache_path=options.cache,
         console=console,
     )
