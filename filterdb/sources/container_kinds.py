@@ -48,7 +48,7 @@ def container_kind(path: Path) -> Kind | None:
     """
     with path.open("rb") as file:
         head = file.read(512)
-        if _zip_begins(head):
+        if zip_begins(head):
             return "zip"
         compression = compression_of(head)
         if compression is None:
@@ -62,7 +62,19 @@ def container_kind(path: Path) -> Kind | None:
     return "tar" if _tar_begins(plain) else "compressed"
 
 
-def _zip_begins(head: bytes) -> bool:
+def zip_begins(head: bytes) -> bool:
+    """Tell a zip file, which may stand behind padding.
+
+    Parameters
+    ----------
+    head
+        The file's first bytes.
+
+    Returns
+    -------
+    bool
+        True where the mark of a member, or of an empty archive, comes first.
+    """
     begin = head[: _PADDING + 4].lstrip(b"\0") if head[:1] == b"\0" else head
     return begin[:4] in (b"PK\x03\x04", b"PK\x05\x06")
 

@@ -30,6 +30,7 @@ __all__ = ["FORMATS", "FormatReader", "ModelFile", "detect", "read_model"]
 #: unmistakable beginning first.
 _BUILT_IN = {
     "safetensors": "filterdb.sources.formats.safetensors",
+    "mediapipe_task": "filterdb.sources.formats.mediapipe_task",
     "torch": "filterdb.sources.formats.torch_file",
     "npz": "filterdb.sources.formats.npz",
     "keras_h5": "filterdb.sources.formats.keras_h5",
@@ -39,6 +40,7 @@ _BUILT_IN = {
     "ncnn": "filterdb.sources.formats.ncnn",
     "tf_checkpoint": "filterdb.sources.formats.tf_checkpoint",
     "paddle": "filterdb.sources.formats.paddle",
+    "openvino": "filterdb.sources.formats.openvino",
     "onnx": "filterdb.sources.formats.onnx",
     "caffe": "filterdb.sources.formats.caffe",
 }

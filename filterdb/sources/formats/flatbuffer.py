@@ -1,7 +1,8 @@
 """Flatbuffers with every offset checked (FlatBuffers Documentation, "Internals").
 
 Offsets may point anywhere, also at the same place again and again, so a small file can describe
-an endless structure: every reader has a budget of elements a few times the file's own size.
+an endless structure: every reader has a budget of elements, and one of memory for what is made of
+them, both a few times the file's own size.
 """
 
 from __future__ import annotations
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
 _BUDGET_PER_BYTE = 4
 #: … plus a flat allowance.
 _BUDGET = 100_000
+#: Bytes of memory that may be taken: this many per byte of the file …
+_ROOM_PER_BYTE = 1
+#: … plus a flat allowance.
+_ROOM = 192 * 1024**2
+#: What a table takes, with the record a reader makes of it; what a number of a list takes.
+_TABLE_BYTES, _NUMBER_BYTES = 1500, 48
 
 #: Scalars by numpy-like code.
 _SCALARS = {
@@ -37,16 +44,37 @@ class FlatBuffer:
     Parameters
     ----------
     data
-        The bytes, from the root offset on.
+        The bytes.
     where
         The file's name, for messages.
+    start, size
+        Where in `data` the buffer lies, for one inside another file; positions count from there.
     """
 
-    def __init__(self, data: ByteSource, *, where: str) -> None:
-        self.data = data
+    def __init__(
+        self, data: ByteSource, *, where: str, start: int = 0, size: int | None = None
+    ) -> None:
+        self._data = data
         self.where = where
-        self.size = len(data)
+        self.start = start
+        self.size = len(data) - start if size is None else size
         self._left = _BUDGET_PER_BYTE * self.size + _BUDGET
+        self._room = _ROOM_PER_BYTE * self.size + _ROOM
+
+    def bytes(self, start: int, end: int) -> bytes:
+        """Copy bytes.
+
+        Parameters
+        ----------
+        start, end
+            Which, known to lie in the buffer.
+
+        Returns
+        -------
+        bytes
+            ``end - start`` of them.
+        """
+        return bytes(self._data[self.start + start : self.start + end])
 
     def malformed(self, problem: str, position: int) -> MalformedFileError:
         """Return the error to raise for broken bytes.
@@ -84,6 +112,26 @@ class FlatBuffer:
                 f"{self.where} refers to its own bytes more often than any network does"
             )
 
+    def take(self, n_bytes: int) -> None:
+        """Count memory against the budget.
+
+        Parameters
+        ----------
+        n_bytes
+            Bytes about to be taken, roughly.
+
+        Raises
+        ------
+        UnsafeCheckpointError
+            If the file describes more small things than any network has.
+        """
+        self._room -= n_bytes
+        if self._room < 0:
+            raise UnsafeCheckpointError(
+                f"{self.where}, of {self.size:,} bytes, describes more tables and lists than any "
+                "network does"
+            )
+
     def scalar(self, kind: str, position: int) -> int | float:
         """Read one number.
 
@@ -107,7 +155,7 @@ class FlatBuffer:
         layout = _SCALARS[kind]
         if not 0 <= position <= self.size - layout.size:
             raise self.malformed("an offset leads out of the file", position)
-        number: int | float = layout.unpack_from(self.data, position)[0]
+        number: int | float = layout.unpack_from(self._data, self.start + position)[0]
         return number
 
     def follow(self, position: int) -> int:
@@ -150,10 +198,13 @@ class Table:
         Byte offset of the table.
     """
 
+    __slots__ = ("_extent", "_n_bytes", "_vtable", "buffer", "position")
+
     def __init__(self, buffer: FlatBuffer, position: int) -> None:
         self.buffer = buffer
         self.position = position
         buffer.spend(1)
+        buffer.take(_TABLE_BYTES)
         self._vtable = position - int(buffer.scalar("i4", position))
         if self._vtable < 0:
             raise buffer.malformed("a table without a description", position)
@@ -265,8 +316,30 @@ class Table:
             return np.zeros(0, np.dtype(dtype))
         start, count = found
         self.buffer.spend(count)
-        raw = self.buffer.data[start : start + count * stored.itemsize]
+        self.buffer.take(count * stored.itemsize)
+        raw = self.buffer.bytes(start, start + count * stored.itemsize)
         return np.frombuffer(raw, stored).astype(np.dtype(dtype))
+
+    def integers(self, field: int) -> tuple[int, ...]:
+        """Read a short vector of 32-bit integers.
+
+        Parameters
+        ----------
+        field
+            Its number.
+
+        Returns
+        -------
+        tuple of int
+            Empty where the field is absent.
+        """
+        found = self.extent(field, 4)
+        if found is None:
+            return ()
+        start, count = found
+        self.buffer.spend(count)
+        self.buffer.take(count * _NUMBER_BYTES)
+        return struct.unpack(f"<{count}i", self.buffer.bytes(start, start + 4 * count))
 
     def tables(self, field: int) -> list[Table]:
         """Read a vector of tables.
@@ -303,4 +376,5 @@ class Table:
         start, count = self.extent(field, 1) or (0, 0)
         count = min(count, limit)
         self.buffer.spend(count)
-        return bytes(self.buffer.data[start : start + count]).decode("utf-8", "backslashreplace")
+        self.buffer.take(4 * count)
+        return self.buffer.bytes(start, start + count).decode("utf-8", "backslashreplace")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from filterdb.errors import MalformedFileError
 from filterdb.layers.raw import ConvAttributes, Node, RawModel, Tensor
 from filterdb.sources.formats.base import FormatReader, ModelFile
 from filterdb.sources.formats.file_view import map_file
 from filterdb.sources.formats.flatbuffer import FlatBuffer
-from filterdb.sources.formats.tflite_schema import parse_model
+from filterdb.sources.formats.tflite_schema import external_files, parse_model
 from filterdb.sources.formats.tflite_values import (
     check_values,
     is_quantised,
@@ -20,6 +22,7 @@ from filterdb.sources.formats.tflite_values import (
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from filterdb.layers.raw import NodeOp
     from filterdb.sources.formats.flatbuffer import Table
@@ -98,20 +101,41 @@ def read(file: ModelFile) -> RawModel:
     SourceError
         If the file is damaged or of another schema version.
     """
-    where = file.name or file.path.name
+    with map_file(file.path) as data:
+        return read_part(file, FlatBuffer(data, where=file.name or file.path.name))
+
+
+def read_part(file: ModelFile, buffer: FlatBuffer) -> RawModel:
+    """List the tensors and operators of a TFLite model that may lie inside another file.
+
+    Parameters
+    ----------
+    file
+        The file it lies in.
+    buffer
+        The model's bytes, mapped.
+
+    Returns
+    -------
+    RawModel
+        As for :func:`read`.
+
+    Raises
+    ------
+    SourceError
+        If it is damaged or of another schema version.
+    """
     nodes: list[Node] = []
     tensors: list[Tensor] = []
-    with map_file(file.path) as data:
-        model = parse_model(FlatBuffer(data, where=where))
-        for subgraph in model.subgraphs:
-            # Options are still packed, so nodes are made while the file is mapped.
-            translator = _Translator(subgraph)
-            nodes += translator.nodes()
-            for index, record in enumerate(subgraph.tensors):
-                if record.constant:
-                    check_values(record, where)
-                    unscaled = index in translator.unscaled
-                    tensors.append(_tensor(file, record, len(data), unscaled=unscaled))
+    model = parse_model(buffer)
+    for subgraph in model.subgraphs:
+        # Options are still packed, so nodes are made while the file is mapped.
+        translator = _Translator(subgraph)
+        nodes += translator.nodes()
+        for index, record in enumerate(subgraph.tensors):
+            if record.constant:
+                unscaled = index in translator.unscaled
+                tensors.append(_tensor(file, record, buffer, unscaled=unscaled))
     description = f" ({model.description})" if model.description else ""
     return RawModel(
         format="tflite",
@@ -124,7 +148,31 @@ def read(file: ModelFile) -> RawModel:
     )
 
 
-def _tensor(file: ModelFile, record: TensorRecord, size: int, *, unscaled: bool) -> Tensor:
+def companions(file: ModelFile) -> tuple[str, ...]:
+    """Name the files a model keeps its external buffers in.
+
+    Parameters
+    ----------
+    file
+        The model.
+
+    Returns
+    -------
+    tuple of str
+        As the model names them.
+
+    Raises
+    ------
+    SourceError
+        If the file is damaged.
+    """
+    with map_file(file.path) as data:
+        return external_files(FlatBuffer(data, where=file.name or file.path.name))
+
+
+def _tensor(file: ModelFile, record: TensorRecord, buffer: FlatBuffer, *, unscaled: bool) -> Tensor:
+    path, record, size = _located(file, record, buffer.size)
+    check_values(record, buffer.where)
     skip = refusal(record)
     if skip is None and unscaled:
         skip = ("missing_scale", f"{record.dtype} weights without a scale")
@@ -132,11 +180,26 @@ def _tensor(file: ModelFile, record: TensorRecord, size: int, *, unscaled: bool)
         name=record.name,
         shape=record.shape,
         dtype=record.dtype,
-        load=partial(load_values, file.path, record, size),
+        load=partial(load_values, path, record, size),
         quantised=is_quantised(record),
-        storage=("buffer", record.buffer) if record.data is not None else None,
+        storage=(path.name, record.data[0]) if record.data is not None else None,
         skip=skip,
     )
+
+
+def _located(file: ModelFile, record: TensorRecord, size: int) -> tuple[Path, TensorRecord, int]:
+    """Find out in which file a tensor's values lie, and how large that is."""
+    outside = record.external
+    path = file.companions.get(outside.file) if outside is not None else None
+    if outside is None or path is None or outside.packing not in ("", "unpacked"):
+        return file.path, record, size
+    place, size = (outside.start, outside.start + outside.size), path.stat().st_size
+    if place[1] > size:
+        raise MalformedFileError(
+            f"tensor {record.name!r} lies at bytes {place[0]} to {place[1]} of {outside.file!r}, "
+            f"which is {size} bytes long"
+        )
+    return path, replace(record, data=place, external=None), size
 
 
 class _Translator:
@@ -312,5 +375,10 @@ def _custom_geometry(options: bytes) -> ConvAttributes:
 
 
 READER = FormatReader(
-    name="tflite", title="TensorFlow Lite", suffixes=(".tflite", ".lite"), sniff=sniff, read=read
+    name="tflite",
+    title="TensorFlow Lite",
+    suffixes=(".tflite", ".lite"),
+    sniff=sniff,
+    read=read,
+    companions=companions,
 )

@@ -88,6 +88,26 @@ class Sparsity:
 
 
 @dataclass(frozen=True)
+class External:
+    """Where values outside the file lie.
+
+    Parameters
+    ----------
+    file
+        Name of the file, as the model gives it.
+    start, size
+        Bytes in it.
+    packing
+        How they are packed there; "" and "unpacked" are plain values.
+    """
+
+    file: str
+    start: int
+    size: int
+    packing: str
+
+
+@dataclass(frozen=True)
 class TensorRecord:
     """A tensor of a subgraph.
 
@@ -112,7 +132,7 @@ class TensorRecord:
     sparsity
         Where it is stored sparse.
     external
-        The values lie in another file.
+        Where the values lie, if in another file.
     """
 
     name: str
@@ -125,12 +145,12 @@ class TensorRecord:
     axis: int
     details: int
     sparsity: Sparsity | None
-    external: bool
+    external: External | None
 
     @property
     def constant(self) -> bool:
         """Whether the file stores its values."""
-        return self.data is not None or self.external
+        return self.data is not None or self.external is not None
 
     @property
     def dtype(self) -> str:
@@ -177,7 +197,7 @@ def parse_model(buffer: FlatBuffer) -> ModelRecord:
     Parameters
     ----------
     buffer
-        The whole file (what follows the flatbuffer, as packed metadata does, is ignored).
+        The whole model (what follows the flatbuffer, as packed metadata does, is ignored).
 
     Returns
     -------
@@ -201,11 +221,13 @@ def parse_model(buffer: FlatBuffer) -> ModelRecord:
         )
     codes = [_operator_name(table) for table in model.tables(1)]
     buffers = [_buffer_range(buffer, table) for table in model.tables(4)]
+    outside = _external_buffers(model)
     names: set[str] = set()
     subgraphs = []
     for number, table in enumerate(model.tables(2)):
         tensors = tuple(
-            _tensor(buffer, t, buffers, names, (number, i)) for i, t in enumerate(table.tables(0))
+            _tensor(buffer, t, (buffers, outside), names, (number, i))
+            for i, t in enumerate(table.tables(0))
         )
         operators = tuple(_operator(buffer, t, codes, len(tensors)) for t in table.tables(3))
         subgraphs.append(SubgraphRecord(tensors, operators))
@@ -221,25 +243,61 @@ def _operator_name(code: Table) -> str:
     return f"custom:{code.text(1, limit=200)}" if name == "CUSTOM" else name
 
 
+def _external_buffers(model: Table) -> dict[int, External]:
+    groups = [table.text(0) for table in model.tables(8)]
+    found: dict[int, External] = {}
+    for table in model.tables(9):
+        group = table.integer(1, "u4")
+        if group >= len(groups):
+            raise model.buffer.malformed(
+                f"external buffer group {group} of {len(groups)}", table.position
+            )
+        place = (table.integer(2, "u8"), table.integer(3, "u8"))
+        found[table.integer(0, "u4")] = External(groups[group], *place, table.text(4, limit=80))
+    return found
+
+
+def external_files(buffer: FlatBuffer) -> tuple[str, ...]:
+    """Name the files a model keeps values in.
+
+    Parameters
+    ----------
+    buffer
+        The whole model.
+
+    Returns
+    -------
+    tuple of str
+        Of those its external buffers lie in.
+    """
+    places = _external_buffers(buffer.root()).values()
+    return tuple(dict.fromkeys(place.file for place in places if place.file))
+
+
 def _buffer_range(buffer: FlatBuffer, table: Table) -> ByteRange | None:
     offset, size = table.integer(1, "u8"), table.integer(2, "u8")
     if offset > 1:
         if offset + size > buffer.size:
             raise buffer.malformed(f"a buffer of {size} bytes leaves the file", offset)
-        return (offset, offset + size) if size else None
-    start, count = table.extent(0, 1) or (0, 0)
+        start, count = offset, size
+    else:
+        start, count = table.extent(0, 1) or (0, 0)
+    start += buffer.start
     return (start, start + count) if count else None
 
 
 def _tensor(
     buffer: FlatBuffer,
     table: Table,
-    buffers: list[ByteRange | None],
+    places: tuple[list[ByteRange | None], dict[int, External]],
     names: set[str],
     place: tuple[int, int],
 ) -> TensorRecord:
     index = table.integer(2, "u4")
-    external = table.integer(10, "u4") != 0
+    buffers, outside = places
+    external = table.integer(10, "u4")
+    # One the model does not describe may still be known to whoever runs it.
+    unknown = External(f"external buffer {external}", 0, 0, "")
     if index >= len(buffers):
         raise buffer.malformed(f"buffer {index} of {len(buffers)}", table.position)
     name = table.text(3) or f"tensor_{place[1]}"
@@ -248,7 +306,7 @@ def _tensor(
     while name in names:
         name += "'"
     names.add(name)
-    shape = tuple(int(n) for n in table.array(0, "i4"))
+    shape = table.integers(0)
     data = buffers[index]
     if data is not None:
         check_shape(shape, what=f"tensor {name!r} in {buffer.where}")
@@ -265,7 +323,7 @@ def _tensor(
         axis=0 if quantisation is None else quantisation.integer(6, "i4"),
         details=0 if quantisation is None else quantisation.integer(4, "u1"),
         sparsity=None if sparsity is None else _sparsity(sparsity),
-        external=external and data is None,
+        external=outside.get(external, unknown) if external and data is None else None,
     )
 
 
@@ -287,8 +345,8 @@ def _sparsity(table: Table) -> Sparsity:
             )
         )
     return Sparsity(
-        tuple(int(n) for n in table.array(0, "i4")),
-        tuple(int(n) for n in table.array(1, "i4")),
+        table.integers(0),
+        table.integers(1),
         tuple(dimensions),
     )
 
@@ -306,11 +364,11 @@ def _operator(buffer: FlatBuffer, table: Table, codes: list[str], n_tensors: int
     code = table.integer(0, "u4")
     if code >= len(codes):
         raise buffer.malformed(f"operator code {code} of {len(codes)}", table.position)
-    inputs = tuple(int(n) for n in table.array(1, "i4"))
-    outputs = tuple(int(n) for n in table.array(2, "i4"))
+    inputs = table.integers(1)
+    outputs = table.integers(2)
     for index in (*inputs, *outputs):
         if not -1 <= index < n_tensors:
             raise buffer.malformed(f"tensor {index} of {n_tensors}", table.position)
     start, count = table.extent(5, 1) or (0, 0)
-    custom = bytes(buffer.data[start : start + min(count, 64)])
+    custom = buffer.bytes(start, start + min(count, 64))
     return OperatorRecord(codes[code], inputs, outputs, table.table(4), custom)

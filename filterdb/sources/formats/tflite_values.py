@@ -36,8 +36,10 @@ def refusal(record: TensorRecord) -> tuple[SkipReason, str] | None:
     tuple or None
         Reason and detail.
     """
-    if record.external:
-        return "missing_companion", "its values lie in an external buffer file"
+    if record.external is not None:
+        if record.external.packing not in ("", "unpacked"):
+            return "unsupported_dtype", f"packed externally as {record.external.packing}"
+        return "missing_companion", f"its values lie in {record.external.file!r}"
     if TENSOR_TYPES.get(record.type_code, ("", None, 0))[1] is None:
         return "unsupported_dtype", record.dtype
     if record.details:
