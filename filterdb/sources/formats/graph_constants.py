@@ -159,6 +159,65 @@ class Constant:
         return replace(self, load=load, shape=shape, steps=self.steps + 1)
 
 
+class ConstantPool:
+    """The tensors of a model: what is stored, as the graph uses it.
+
+    Parameters
+    ----------
+    stored
+        Every stored tensor, in file order.
+    """
+
+    def __init__(self, stored: Mapping[str, Constant]) -> None:
+        self.stored = stored
+        self._tensors: dict[str, Tensor] = {}
+        self._names: dict[tuple[str, Load], str] = {}
+        self._taken = set(stored)
+        self._parameters: dict[str, None] = {}
+
+    def use(self, constant: Constant) -> str:
+        """Add a constant an operation reads, and return its tensor's name.
+
+        Parameters
+        ----------
+        constant
+            Stored, or computed from a stored one.
+
+        Returns
+        -------
+        str
+            The stored tensor's name; ``name#2`` where it is used in two forms.
+        """
+        key = (constant.base, constant.load)
+        if key not in self._names:
+            first = constant.base not in self._tensors
+            name = constant.base if first else unique_name(constant.base, self._taken)
+            self._names[key] = name
+            self._tensors[name] = constant.tensor(name)
+            self._parameters.update(dict.fromkeys(constant.parameters))
+        return self._names[key]
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return all tensors, scales and zero points marked as such.
+
+        Returns
+        -------
+        tuple of Tensor
+            In file order; second forms of one tensor last.
+        """
+        used = dict(self._tensors)
+        found = []
+        for name, constant in self.stored.items():
+            tensor = used.pop(name, None)
+            if tensor is None:
+                tensor = constant.tensor(name)
+                if name in self._parameters and tensor.skip is None:
+                    reason = "scale, zero point or range of quantised values"
+                    tensor = replace(tensor, skip=("buffer", reason))
+            found.append(tensor)
+        return (*found, *used.values())
+
+
 @dataclass(frozen=True, slots=True)
 class Number:
     """One number a graph states beside its tensors."""
@@ -244,6 +303,22 @@ def _floating(values: AnyArray) -> AnyArray:
     return values if values.dtype == np.float64 else values.astype(np.float32, copy=False)
 
 
+def _fake_quantise(
+    values: AnyArray,
+    low: AnyArray,
+    high: AnyArray,
+    low_out: AnyArray,
+    high_out: AnyArray,
+    levels: AnyArray,
+) -> AnyArray:
+    """Quantise and dequantise in one step (OpenVINO, FakeQuantize-1)."""
+    spread = levels - np.float32(1)
+    steps = np.round((values - low) / (high - low) * spread)
+    result = steps / spread * (high_out - low_out) + low_out
+    result = np.where(values > np.maximum(low, high), high_out, result)
+    return np.asarray(np.where(values <= np.minimum(low, high), low_out, result))
+
+
 #: What graphs do to weights, by filterdb's word for it.
 ARITHMETIC: Mapping[str, Callable[..., AnyArray]] = MappingProxyType(
     {
@@ -251,6 +326,7 @@ ARITHMETIC: Mapping[str, Callable[..., AnyArray]] = MappingProxyType(
         "subtract": np.subtract,
         "multiply": np.multiply,
         "divide": np.divide,
+        "fake_quantise": _fake_quantise,
     }
 )
 

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from filterdb.errors import UnsafeCheckpointError
 from filterdb.layers.raw import ConvAttributes, Node, NodeOp, layout_of_rank
-from filterdb.sources.formats.graph_constants import Constant, number, unique_name
+from filterdb.sources.formats.graph_constants import Constant, ConstantPool, number, unique_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from filterdb.layers.raw import Tensor
     from filterdb.sources.formats.paddle_proto import Operator, Program
-    from filterdb.types import SkipReason
 
 #: Operators → (spatial axes, transposed).
 _CONVOLUTIONS = {
@@ -69,11 +68,8 @@ class ProgramTranslator:
         self.nodes: list[Node] = []
         #: Names of the constants the graph computes from stored ones.
         self._views: dict[str, Constant] = dict(constants)
-        self._tensors: dict[str, Tensor] = {}
-        self._used: dict[tuple[str, object], str] = {}
-        self._taken = set(constants)
+        self._pool = ConstantPool(constants)
         self._node_names: set[str] = set()
-        self._buffers: dict[str, str] = {}
         operators = list(_flat(program))
         written: dict[str, int] = {}
         for operator in operators:
@@ -85,14 +81,7 @@ class ProgramTranslator:
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Return every stored parameter, as the graph uses it."""
-        found = []
-        for name, constant in self.constants.items():
-            tensor = self._tensors.pop(name, None) or constant.tensor(name)
-            if name in self._buffers and tensor.skip is None:
-                reason: tuple[SkipReason, str] = ("buffer", self._buffers[name])
-                tensor = replace(tensor, skip=reason)
-            found.append(tensor)
-        return (*found, *self._tensors.values())
+        return self._pool.tensors()
 
     def _operator(self, operator: Operator) -> None:
         kind = operator.kind
@@ -165,10 +154,6 @@ class ProgramTranslator:
             shaped = scale.reshaped(tuple(shape))
         else:
             return None
-        zero = operator.first("ZeroPoint")
-        for name in (scale.base, zero):
-            if name is not None and name in self.constants:
-                self._buffers[name] = "scale or zero point of quantised values"
         # The scale stands for the largest integer of so many bits.
         step = shaped.combined("divide", number((1 << (bits - 1)) - 1)) if shaped else None
         return source.combined("multiply", step) if step else None
@@ -180,7 +165,7 @@ class ProgramTranslator:
         weights = self._weights(operator, {"bias": "Bias"})
         axes = rank
         if kernel is not None:
-            weights["weight"] = self._use(kernel.constant)
+            weights["weight"] = self._pool.use(kernel.constant)
             axes = 1 if kernel.one_axis else rank
         layout = layout_of_rank("IOHW" if transposed else "OIHW", axes)
         groups = operator.integer("groups", 1)
@@ -209,24 +194,12 @@ class ProgramTranslator:
             return _Kernel(stored, one_axis=True)
         return _Kernel(constant)
 
-    def _use(self, constant: Constant) -> str:
-        """Return the name of a constant among the tensors."""
-        stored = self.constants[constant.base]
-        plain = constant is stored or constant.load is stored.load
-        key = (constant.base, None if plain else constant.load)
-        if key not in self._used:
-            first = constant.base not in self._tensors
-            name = constant.base if first else unique_name(constant.base, self._taken)
-            self._used[key] = name
-            self._tensors[name] = constant.tensor(name)
-        return self._used[key]
-
     def _weights(self, operator: Operator, roles: Mapping[str, str]) -> dict[str, str]:
         found = {}
         for role, parameter in roles.items():
             constant = self._views.get(operator.first(parameter) or "")
             if constant is not None:
-                found[role] = self._use(constant)
+                found[role] = self._pool.use(constant)
         return found
 
     def _recurrent(self, operator: Operator) -> None:
@@ -243,7 +216,7 @@ class ProgramTranslator:
         if constant is None or other in self._views or sum(n != 1 for n in constant.shape) != 1:
             self._node(operator, "other", {})
             return
-        self._node(operator, op, {"constant": constant.base})
+        self._node(operator, op, {"constant": self._pool.use(self.constants[constant.base])})
 
     def _node(
         self,
