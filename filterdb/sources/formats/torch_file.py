@@ -21,6 +21,7 @@ from filterdb.sources.formats.torch_groups import collect, mark_flat_copies
 from filterdb.sources.formats.torch_parts import Found, Part, join
 from filterdb.sources.formats.torch_tensors import StorageRef, TensorTable, storage_ref
 from filterdb.sources.formats.torch_walk import Walker
+from filterdb.sources.formats.torchscript import Pickled, scripted
 from filterdb.sources.formats.zip_entries import ZipEntries, open_zip
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ _MAGIC_BYTES = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _TAR_MEMBERS = (b"sys_info", b"pickle", b"storages", b"tensors")
 _LISTED_CLASSES = 5
 _TAIL_BYTES = 64 * 1024
+#: A TorchScript's directory lists hundreds of files of code.
+_MAX_DIRECTORY = 4 * 1024 * 1024
 
 
 def _sniff(head: bytes, file: ModelFile) -> bool:
@@ -56,8 +59,15 @@ def _is_legacy(head: bytes) -> bool:
 def _tail(file: ModelFile) -> bytes:
     try:
         with file.path.open("rb") as handle:
-            handle.seek(max(handle.seek(0, 2) - _TAIL_BYTES, 0))
-            return handle.read(_TAIL_BYTES)
+            size = handle.seek(0, 2)
+            handle.seek(max(size - _TAIL_BYTES, 0))
+            tail = handle.read(_TAIL_BYTES)
+            end = tail.rfind(b"PK\5\6")
+            length = int.from_bytes(tail[end + 12 : end + 16], "little") if end >= 0 else 0
+            if len(tail) < length <= _MAX_DIRECTORY:
+                handle.seek(max(size - length - _TAIL_BYTES, 0))
+                tail = handle.read(length + _TAIL_BYTES)
+            return tail
     except OSError:
         return b""
 
@@ -117,27 +127,27 @@ def _read_zip(path: Path, label: str, size: int) -> RawModel:
     order = entries.read(f"{root}byteorder") if f"{root}byteorder" in entries.members else b""
     if order not in (b"", b"little", b"big"):
         raise MalformedFileError(f"{label}: byte order {order[:20]!r}, expected little or big")
-    script = f"{root}constants.pkl" in entries.members
-    part, notes = _part_of_zip(entries, root, "data", size, big_endian=order == b"big")
-    if script:
-        constants, _ = _part_of_zip(entries, root, "constants", size, big_endian=order == b"big")
-        part = Part(part.tensors + constants.below("constants").tensors, part.nodes)
-        notes = ("TorchScript: its tensors and modules are read, its code is not",)
-    return _model(part, notes)
+    data, notes = _pickled(entries, root, "data", size, big_endian=order == b"big")
+    if f"{root}constants.pkl" not in entries.members:
+        return _model(data.part, notes)
+    constants, _ = _pickled(entries, root, "constants", size, big_endian=order == b"big")
+    found = scripted(entries, root, data, constants)
+    return _model(found.part, found.notes, has_edges=found.has_edges)
 
 
 def _is_data(name: str) -> bool:
     return name == "data.pkl" or name.endswith("/data.pkl")
 
 
-def _part_of_zip(
+def _pickled(
     entries: ZipEntries, root: str, name: str, size: int, *, big_endian: bool
-) -> tuple[Part, tuple[str, ...]]:
+) -> tuple[Pickled, tuple[str, ...]]:
     where = f"{entries.label}: {name}.pkl"
     pickle = read_pickle(entries.read(f"{root}{name}.pkl"), where=where)
     storages = _ZipStorages(entries, f"{root}{name}/", big_endian)
-    walker = Walker(TensorTable(entries.label, storages), where, pickle.n_opcodes, size)
-    return collect(walker, pickle.value), _notes(pickle, "zip")
+    table = TensorTable(entries.label, storages)
+    part = collect(Walker(table, where, pickle.n_opcodes, size), pickle.value)
+    return Pickled(pickle.value, table, part), _notes(pickle, "zip")
 
 
 # -- the older container ---------------------------------------------------------------------------
@@ -222,8 +232,8 @@ def _notes(pickle: Unpickled, container: str) -> tuple[str, ...]:
     return (f"torch {container}", f"classes left as placeholders: {listed}{more}")
 
 
-def _model(part: Part, notes: tuple[str, ...]) -> RawModel:
-    part = mark_flat_copies(part)
+def _model(part: Part, notes: tuple[str, ...], *, has_edges: bool = False) -> RawModel:
+    part = part if has_edges else mark_flat_copies(part)
     names: dict[str, int] = {}
     tensors: list[Tensor] = []
     for found in part.tensors:
@@ -238,6 +248,7 @@ def _model(part: Part, notes: tuple[str, ...]) -> RawModel:
         format="torch",
         tensors=tuple(tensors),
         nodes=tuple(part.nodes),
+        has_edges=has_edges,
         default_layout="OIHW",
         notes=notes,
     )

@@ -197,6 +197,10 @@ class TensorTable:
             self._known[identity] = self._interpret(value)
         return self._known[identity]
 
+    def knows(self, value: Any) -> bool:
+        """Tell whether `value` has been asked about before."""
+        return id(value) in self._known
+
     def _interpret(self, record: Record) -> TensorSpec | None:
         path, key = "", ("", "")
         for _ in range(_MAX_WRAPPERS):
