@@ -183,6 +183,8 @@ def test_a_real_bundle_equals_its_members(shared_cache: Path | None) -> None:
         for tensor in alone.tensors:
             found = ours[f"{member}/{tensor.name}"].load()
             assert found.tobytes() == tensor.load().tobytes()
+            if records[place[tensor.name]].sparsity is not None:
+                continue
             with contextlib.suppress(ValueError):
                 assert found.tobytes() == theirs.get_tensor(place[tensor.name]).tobytes()
                 n_compared += 1
