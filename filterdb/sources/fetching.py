@@ -38,6 +38,8 @@ _MODEL_SUFFIXES = (
     *(".pt", ".pth", ".ckpt", ".safetensors", ".onnx", ".tflite", ".h5", ".hdf5", ".keras"),
     *(".npz", ".param", ".json", ".zip", ".bin", ".pkl"),
 )
+#: A file names its companions, these may name more; no format goes further.
+MOST_ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -134,8 +136,14 @@ def _gather(uri: SourceUri, run: _Run, companions: tuple[str, ...], format_name:
     made = uri.scheme == "init"
     name = main.name if uri.scheme in ("timm", "init") else uri.file_name or main.name
     file = ModelFile(path=main.path, companions={}, name=name)
-    names = companions or _companions_of(file, format_name)
-    parts = {part: run.companion(uri, part) for part in names}
+    parts = {part: run.companion(uri, part) for part in companions}
+    for _ in range(0 if companions else MOST_ROUNDS):
+        # A companion may name others: an index its data files, a manifest its shards.
+        names = [part for part in _companions_of(file, format_name) if part not in parts]
+        if not names:
+            break
+        parts |= {part: run.companion(uri, part) for part in names}
+        file = replace(file, companions={part: stored.path for part, stored in parts.items()})
     own = [main, *parts.values()]
     return Fetched(
         file=replace(file, companions={part: stored.path for part, stored in parts.items()}),

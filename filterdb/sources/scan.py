@@ -14,7 +14,8 @@ from filterdb.catalog.uri import SourceUri, check_member
 from filterdb.catalog.write import to_toml
 from filterdb.errors import CatalogError, SourceError, UsageError
 from filterdb.files import file_sha256
-from filterdb.sources.formats.base import ModelFile
+from filterdb.sources.fetching import MOST_ROUNDS
+from filterdb.sources.formats.base import FormatReader, ModelFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -152,13 +153,24 @@ def _look(root: Path, progress: ProgressHook | None) -> tuple[list[_Found], list
         file = ModelFile(path, {}, path.name)
         try:
             format_name = detect(file)
-            companions = FORMATS[format_name].companions(file)
-            _check_companions(path, companions)
+            companions = _companions(file, FORMATS[format_name])
         except SourceError as error:
             unread.append(Unread(relative, str(error)))
             continue
         found.append(_Found(path, format_name, companions))
     return found, unread
+
+
+def _companions(file: ModelFile, reader: FormatReader) -> tuple[str, ...]:
+    names: tuple[str, ...] = ()
+    for _ in range(MOST_ROUNDS):
+        again = reader.companions(file)
+        if set(again) <= set(names):
+            break
+        names = again
+        _check_companions(file.path, names)
+        file = ModelFile(file.path, {part: file.path.parent / part for part in names}, file.name)
+    return names
 
 
 def _check_companions(path: Path, companions: tuple[str, ...]) -> None:

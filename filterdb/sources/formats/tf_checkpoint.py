@@ -116,7 +116,7 @@ def read(file: ModelFile) -> RawModel:
             variables = list(bundle.variables())
             graph = bundle.object_graph()
             note = "checkpoint saved by object" if graph else "checkpoint saved by name"
-    tensors = network_tensors(variables, graph)
+    tensors = tuple(network_tensors(variables, graph).values())
     return RawModel(
         format="tf_checkpoint",
         tensors=tensors,
@@ -126,7 +126,7 @@ def read(file: ModelFile) -> RawModel:
     )
 
 
-def network_tensors(variables: Sequence[Variable], graph: ObjectGraph | None) -> tuple[Tensor, ...]:
+def network_tensors(variables: Sequence[Variable], graph: ObjectGraph | None) -> dict[str, Tensor]:
     """Turn variables into tensors under readable names.
 
     Parameters
@@ -138,8 +138,8 @@ def network_tensors(variables: Sequence[Variable], graph: ObjectGraph | None) ->
 
     Returns
     -------
-    tuple of Tensor
-        In the order of the index; where variables are numbered, in the order of the numbers.
+    dict of str to Tensor
+        By key, in the order of the index; where variables are numbered, in that of the numbers.
     """
     shapes = {v.key: v.shape for v in variables}
     reasons = skip_reasons(shapes)
@@ -148,8 +148,8 @@ def network_tensors(variables: Sequence[Variable], graph: ObjectGraph | None) ->
             reasons.setdefault(key, ("optimizer_state", ""))
         variables = sorted(variables, key=lambda v: natural_key(v.key))
     names = readable_names([v.key for v in variables], graph, reasons)
-    return tuple(
-        Tensor(
+    return {
+        v.key: Tensor(
             names[v.key],
             v.shape,
             v.dtype,
@@ -158,7 +158,7 @@ def network_tensors(variables: Sequence[Variable], graph: ObjectGraph | None) ->
             skip=reasons.get(v.key) or _unreadable(v),
         )
         for v in variables
-    )
+    }
 
 
 def readable_names(
