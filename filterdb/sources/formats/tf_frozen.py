@@ -215,7 +215,9 @@ def graph_model(
         tensors[shown] = _tensor(loaders[name], shown, ranges.get(name), size, where)
     shapes = {n: t.shape for n, t in tensors.items()}
     if aliases is not None:
-        operations = [_standing(o, renamed, aliases) for o in operations]
+        operations = [
+            _standing(o, renamed, aliases) for o in operations if aliases.get(o.name) != o.name
+        ]
 
     def small_constant(name: str) -> tuple[int, ...] | None:
         tensor = tensors.get(name)
