@@ -9,26 +9,20 @@ A state dict holds shapes and names only. What is concluded from them, and what 
   nothing emits as many as the other way round would need; where a bias shows that the second axis
   holds one of several groups; where the name says deconv or transpose; or, for equal axes, where
   an even kernel lies in something called up. Otherwise it is an ordinary convolution.
-* **depthwise** where a kernel has one input channel, is not the first convolution, and the layer
-  before emits as many channels (or a divisor of them: ShuffleNet joins halves), or the kernel is
-  larger than 1 and nothing before emits, or reads, a single channel, or the name says so. A
-  multiplier is never concluded. Otherwise one input channel is taken at its word.
-* **grouped** where the layer before, in the same block, emits an integer multiple of the input
-  axis and a divisor of this layer's outputs; the two are counted in sequence (``conv1`` →
-  ``conv2``) or the multiple is at least 8; this is so twice in the file; and nothing is called up
-  or shuffle. Otherwise one group.
+* **depthwise** and **grouped** as :mod:`filterdb.layers.groups` concludes.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from filterdb.errors import LayerError
+from filterdb.layers.groups import DEPTHWISE, NO_EVIDENCE, agreed, depthwise_groups, with_groups
 from filterdb.layers.layout import LayoutChoice, axes_sizes
 from filterdb.layers.names import last_part, split_name, tokens
 from filterdb.layers.normalise import canonical_shape, layout_for
@@ -38,14 +32,8 @@ if TYPE_CHECKING:
     from filterdb.layers.modules import Module
     from filterdb.types import Op, Shape
 
-_DEPTHWISE = re.compile(r"depth_?wise|(^|[._/])(conv_?)?dw(_?conv)?\d*(?=$|[._/])|dwconv", re.I)
 _TRANSPOSED = re.compile(r"deconv|transpose|(^|[._/])(t_?conv|convt|conv_t)\d*(?=$|[._/])", re.I)
 _UP = frozenset({"up", "upconv", "upsample", "upsampling", "upsampler", "unpool", "decoder", "dec"})
-#: More branches than this are not joined ahead of a depthwise convolution.
-_MOST_JOINED = 4
-#: As many groups are no accident of shapes.
-_MANY_GROUPS = 8
-_SHUFFLED = frozenset({*_UP, "shuffle", "shuffler", "tail", "pixelshuffle", "subpixel"})
 
 
 @dataclass(frozen=True)
@@ -138,7 +126,7 @@ def candidates_of(
     """
     convolutions = [m for m in modules if m.kind == "conv"]
     following = {m.position: after for m, after in pairwise(modules)}
-    grouped = _grouped(convolutions, nodes, choice)
+    imaged = {len(s) for s in (m.tensors["weight"].shape for m in convolutions) if _imaged(s)}
     found: list[Candidate] = []
     by_rank: dict[int, list[int]] = {}
     single: set[int] = set()
@@ -152,30 +140,16 @@ def candidates_of(
         layout = told.layout or _layout(module, op, choice)
         groups = told.groups
         if groups is None:
-            groups = grouped.get(module.position) or _groups(
-                module, op, layout, emitted, single=rank in single
-            )
+            width = _width(modules, module.position) if ordered else None
+            first = not emitted and not (not ordered and rank in imaged)
+            before = _Before(emitted, width, first, rank in single)
+            groups = _groups(module, op, layout, before)
         found.append(_candidate(module, op, layout, groups, told))
-        emitted.append(found[-1].out_channels)
+        if not NO_EVIDENCE & set(tokens(module.name)):
+            emitted.append(found[-1].out_channels)
         if 1 in (found[-1].in_channels, found[-1].out_channels):
             single.add(rank)
-    return _agreed(found)
-
-
-def _agreed(candidates: list[Candidate]) -> list[Candidate]:
-    """Take back a 1×1 kernel's being depthwise where its namesakes are not."""
-
-    def pattern(c: Candidate) -> str:
-        return re.sub(r"\d+", "#", c.module.name)
-
-    flat = [c for c in candidates if c.attributes.groups is None and max(c.kernel) == 1]
-    plain = {pattern(c) for c in flat if c.in_channels == 1 < c.out_channels}
-    wrong = {
-        c.module.position
-        for c in flat
-        if c.groups == c.in_channels > 1 and c.op == "conv" and pattern(c) in plain
-    }
-    return [replace(c, groups=1) if c.module.position in wrong else c for c in candidates]
+    return with_groups(agreed(found), modules)
 
 
 def _candidate(module: Module, op: Op, layout: str, groups: int, told: ConvAttributes) -> Candidate:
@@ -211,7 +185,7 @@ def _op(
     if choice.family == "OHWI":
         # These frameworks keep the output axis first; only a name can tell.
         return "conv_transpose" if named else "conv"
-    emitted = _emitted(module, after)
+    emitted = _emitted(module, after if max(kernel) > 1 else None)
     if _is_depthwise_hwim(weight, choice, emitted):
         return "conv"
     if emitted is not None and out != into:
@@ -251,7 +225,7 @@ def _is_depthwise_hwim(weight: Tensor, choice: LayoutChoice, emitted: int | None
     into, out = weight.shape[-2:]
     if leaf.startswith("depthwise"):
         return True
-    told = emitted == into != out or _DEPTHWISE.search(weight.name) is not None
+    told = emitted == into != out or DEPTHWISE.search(weight.name) is not None
     return out == 1 and into > 1 and told and "transpose" not in weight.name.lower()
 
 
@@ -273,7 +247,36 @@ def _layout(module: Module, op: Op, choice: LayoutChoice) -> str:
     return layout_for(choice.family, rank, transposed=op == "conv_transpose")
 
 
-def _groups(module: Module, op: Op, layout: str, emitted: Sequence[int], *, single: bool) -> int:
+@dataclass(frozen=True)
+class _Before:
+    """What lies before a convolution; see :func:`filterdb.layers.groups.depthwise_groups`."""
+
+    emitted: Sequence[int]
+    width: int | None
+    first: bool
+    single: bool
+
+
+def _imaged(shape: Shape) -> bool:
+    return len(shape) == 4 and shape[1] == 3 < shape[0]
+
+
+def _width(modules: Sequence[Module], position: int) -> int | None:
+    """Channels of what lies right before a module, where that is no convolution."""
+    for module in modules[max(0, position - 8) : position][::-1]:
+        if NO_EVIDENCE & set(tokens(module.name)):
+            continue
+        if module.kind in ("linear", "norm") and module.channels:
+            return module.channels
+        if module.kind == "other" and len(module.tensors) == 1:
+            (shape,) = (t.shape for t in module.tensors.values())
+            # A scale per channel: (C, 1, 1).
+            return max(shape) if sum(n > 1 for n in shape) == 1 else None
+        return None
+    return None
+
+
+def _groups(module: Module, op: Op, layout: str, before: _Before) -> int:
     size = dict(zip(layout, module.tensors["weight"].shape, strict=True))
     if "M" in size:
         return size["I"]
@@ -290,69 +293,10 @@ def _groups(module: Module, op: Op, layout: str, emitted: Sequence[int], *, sing
     if size["I"] != 1 or size["O"] == 1:
         return 1
     larger = any(n > 1 for axis, n in size.items() if axis not in "OI")
-    found = _is_depthwise(module.name, size["O"], emitted, larger=larger, single=single)
-    return size["O"] if found else 1
-
-
-def _is_depthwise(
-    name: str, out: int, emitted: Sequence[int], *, larger: bool, single: bool
-) -> bool:
-    """Whether a kernel of one input channel is depthwise, by the layers before it."""
-    if _DEPTHWISE.search(name):
-        return True
-    if not emitted:
-        return False
-    before = emitted[-1]
-    if before > 1 and out % before == 0 and out // before <= _MOST_JOINED:
-        return True
-    # A map of one channel has to come from somewhere: from the image, or from a layer.
-    return larger and not single
-
-
-def _grouped(
-    convolutions: Sequence[Module], nodes: Sequence[Node], choice: LayoutChoice
-) -> Mapping[int, int]:
-    """Find grouped convolutions (ResNeXt, RegNet) among those whose groups nobody states."""
-    proposals: dict[int, int] = {}
-    if choice.family != "OIHW":
-        return proposals
-    for before, module in pairwise(convolutions):
-        stated = module.node is not None and nodes[module.node].conv is not None
-        if stated or len(before.tensors["weight"].shape) < 3:
-            continue
-        emitted = before.tensors["weight"].shape[0]
-        out, into, kernel = axes_sizes(module.tensors["weight"].shape, "OIHW")
-        shuffled = _SHUFFLED & set(tokens(module.name))
-        if into < 2 or max(kernel) == 1 or out % emitted or emitted % into or shuffled:
-            continue
-        groups = emitted // into
-        together = groups >= _MANY_GROUPS and _block(before.name) == _block(module.name)
-        if groups > 1 and (together or _successor(before.name, module.name)):
-            proposals[module.position] = groups
-    return proposals if len(proposals) > 1 else {}
-
-
-def _block(name: str) -> str:
-    """Drop what wraps a convolution's own name: ``block.c3x3.conv`` lies in ``block.``."""
-    parent, last = last_part(name)
-    return last_part(parent[:-1])[0] if last in ("conv", "conv2d") else parent
-
-
-def _successor(before: str, after: str) -> bool:
-    """Whether two names differ in one number or letter only, by one: conv1 → conv2, a → b."""
-    first, second = re.split(r"([._/])", before), re.split(r"([._/])", after)
-    if len(first) != len(second):
-        return False
-    different = [(a, b) for a, b in zip(first, second, strict=True) if a != b]
-    if len(different) != 1:
-        return False
-    a, b = different[0]
-    if len(a) == len(b) == 1 and a.isalpha() and b.isalpha():
-        return ord(b) - ord(a) == 1
-    match_a, match_b = re.fullmatch(r"(.*?[A-Za-z_])(\d+)", a), re.fullmatch(r"(.*?)(\d+)", b)
-    return (
-        match_a is not None
-        and match_b is not None
-        and match_a[1] == match_b[1]
-        and int(match_b[2]) - int(match_a[2]) == 1
+    return depthwise_groups(
+        module.name,
+        size["O"],
+        emitted=before.emitted,
+        width=before.width,
+        larger=larger and not before.first and not before.single,
     )

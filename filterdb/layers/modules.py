@@ -108,11 +108,15 @@ def kernel_objection(name: str, shape: Sequence[int]) -> str | None:
     # where the parameter itself carries the word.
     where = prefix if low in WEIGHT_LEAVES else name
     tail = where.rsplit(".", 1)[-1].rsplit("/", 1)[-1]
-    if _EMBEDDING.search(tail) and not _CONV_NAME.search(where):
+    # A lookup table's `weight` has two axes, never four.
+    table = rank < 2 or low != "weight"
+    if table and _EMBEDDING.search(tail) and not _CONV_NAME.search(where):
         return "an embedding by its name"
     if _NOT_A_KERNEL.search(tail) and not _CONV_NAME.search(tail):
         return "a fixed filter or scale by its name"
-    if rank == 1 and _ATTENTION.search(where) and "conv" not in where.lower():
+    # SuperGlue's projections are convolutions of length 1; Keras calls its einsum weights "kernel".
+    convolved = low.startswith("weight") and shape[-1] == 1
+    if rank == 1 and _ATTENTION.search(where) and "conv" not in where.lower() and not convolved:
         return "an attention projection by its name"
     if sum(n > 1 for n in shape) <= 1 and re.search(r"norm|bn|scale|gamma|gain", tail, re.I):
         return "a per-channel parameter"

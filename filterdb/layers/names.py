@@ -137,7 +137,10 @@ _LAST = re.compile(
 )
 
 
-def registration_order(names: Sequence[str]) -> list[int]:
+_SIZED_LETTER = re.compile(r"(?<=[._/])(\w*?)\d+x\d+_([a-d])(?=$|[._/])")
+
+
+def registration_order(names: Sequence[str], *, ordered: bool | None = None) -> list[int]:
     """Guess the order of construction where a file does not keep it.
 
     Safetensors writers sort by name, so ``layer10`` precedes ``layer2`` and ``stem`` comes last;
@@ -148,6 +151,8 @@ def registration_order(names: Sequence[str]) -> list[int]:
     ----------
     names
         Module names in file order.
+    ordered
+        Whether the file keeps the order; asked of the names where None.
 
     Returns
     -------
@@ -155,13 +160,19 @@ def registration_order(names: Sequence[str]) -> list[int]:
         Positions into `names`, in the order of construction.
     """
     order = list(range(len(names)))
-    if keeps_order(names):
+    if keeps_order(names) if ordered is None else ordered:
         return order
+
+    known = set(names)
 
     def key(position: int) -> tuple[int, tuple[tuple[int, int, str], ...], int]:
         name = names[position]
         group = 0 if _FIRST.search(name) else 2 if _LAST.search(name) else 1
-        return group, natural_key(name), position
+        # DPN counts by the letter behind the kernel's size; an inverted bottleneck widens first.
+        counted = _SIZED_LETTER.sub(r"\1_\2", name)
+        if counted.endswith("conv_pw") and f"{name}l" in known:
+            counted = f"{counted[:-2]}a"
+        return group, natural_key(counted), position
 
     return sorted(order, key=key)
 

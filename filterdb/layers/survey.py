@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 from filterdb.layers.model import SkippedTensor
@@ -79,15 +80,25 @@ def survey(raw: RawModel) -> Survey:
         covered |= {t.name for m in nodes for t in m.tensors.values()}
         free = [t for t in assembled.tensors if t.name not in covered and t.skip is None]
         named = modules_of(free)
-    ordered = bool(nodes) or keeps_order([m.name for m in named])
-    modules = _merged(nodes, named, assembled.tensors) if nodes else _constructed(named)
+    names = [m.name for m in named]
+    ordered = bool(nodes) or (keeps_order(names) and not _by_alphabet(assembled.tensors))
+    if nodes:
+        modules = _merged(nodes, named, assembled.tensors)
+    else:
+        modules = [named[i] for i in registration_order(names, ordered=ordered)]
     kept = tuple(m for m in modules if _usable(m, reasons))
     placed = tuple(replace(m, position=i) for i, m in enumerate(kept))
     return Survey(assembled.tensors, placed, ordered, assembled.parts, reasons, tuple(dynamic))
 
 
-def _constructed(modules: Sequence[Module]) -> list[Module]:
-    return [modules[i] for i in registration_order([m.name for m in modules])]
+def _by_alphabet(tensors: Sequence[Tensor]) -> bool:
+    """Whether tensors stand by the alphabet, or by type and alphabet (safetensors' writer)."""
+    by_type: dict[str, list[str]] = {}
+    for tensor in tensors:
+        by_type.setdefault(tensor.dtype, []).append(tensor.name)
+    return max(map(len, by_type.values()), default=0) > 3 and all(
+        a <= b for names in by_type.values() for a, b in pairwise(names)
+    )
 
 
 def _of_nodes(
