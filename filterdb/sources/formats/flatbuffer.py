@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from filterdb.errors import MalformedFileError, UnsafeCheckpointError
+from filterdb.sources.formats.memory_room import Room
 
 if TYPE_CHECKING:
     from filterdb.sources.formats.file_view import ByteSource
@@ -22,9 +23,7 @@ if TYPE_CHECKING:
 _BUDGET_PER_BYTE = 4
 #: … plus a flat allowance.
 _BUDGET = 100_000
-#: Bytes of memory that may be taken: this many per byte of the file …
-_ROOM_PER_BYTE = 1
-#: … plus a flat allowance.
+#: Bytes of memory that may be taken for records, beside as many as the file has.
 _ROOM = 192 * 1024**2
 #: What a table takes, with the record a reader makes of it; what a number of a list takes.
 _TABLE_BYTES, _NUMBER_BYTES = 1500, 48
@@ -59,7 +58,8 @@ class FlatBuffer:
         self.start = start
         self.size = len(data) - start if size is None else size
         self._left = _BUDGET_PER_BYTE * self.size + _BUDGET
-        self._room = _ROOM_PER_BYTE * self.size + _ROOM
+        #: Counts what is taken for records.
+        self.take = Room(self.size, flat=_ROOM, where=where).take
 
     def bytes(self, start: int, end: int) -> bytes:
         """Copy bytes.
@@ -110,26 +110,6 @@ class FlatBuffer:
         if self._left < 0:
             raise UnsafeCheckpointError(
                 f"{self.where} refers to its own bytes more often than any network does"
-            )
-
-    def take(self, n_bytes: int) -> None:
-        """Count memory against the budget.
-
-        Parameters
-        ----------
-        n_bytes
-            Bytes about to be taken, roughly.
-
-        Raises
-        ------
-        UnsafeCheckpointError
-            If the file describes more small things than any network has.
-        """
-        self._room -= n_bytes
-        if self._room < 0:
-            raise UnsafeCheckpointError(
-                f"{self.where}, of {self.size:,} bytes, describes more tables and lists than any "
-                "network does"
             )
 
     def scalar(self, kind: str, position: int) -> int | float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from filterdb.errors import SourceError
 from filterdb.layers.raw import RawModel
 from filterdb.sources.formats.base import FormatReader, ModelFile
@@ -9,9 +11,12 @@ from filterdb.sources.formats.file_view import map_file
 from filterdb.sources.formats.onnx_constants import Constants
 from filterdb.sources.formats.onnx_flatten import Flattener
 from filterdb.sources.formats.onnx_graph import GraphTranslator
-from filterdb.sources.formats.onnx_proto import GraphRecord, ModelRecord, OnnxParser
+from filterdb.sources.formats.onnx_proto import OnnxParser
 from filterdb.sources.formats.onnx_values import TensorValues, external_range
 from filterdb.sources.formats.protobuf_wire import BYTES, VARINT, WireReader
+
+if TYPE_CHECKING:
+    from filterdb.sources.formats.onnx_records import GraphRecord, ModelRecord
 
 #: Wire types of ModelProto's fields.
 _MODEL_FIELDS = {
@@ -79,7 +84,7 @@ def read(file: ModelFile) -> RawModel:
     name = file.name or file.path.name
     file = ModelFile(file.path, file.companions, name)
     model, size = _parse(file)
-    flat = Flattener(model, name)
+    flat = Flattener(model, name, size=size)
     constants = Constants(flat.tensors, TensorValues(file, size))
     translator = GraphTranslator(flat, constants)
     return RawModel(

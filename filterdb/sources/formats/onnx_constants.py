@@ -14,7 +14,7 @@ from filterdb.sources.formats.onnx_views import Step, View
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from filterdb.sources.formats.onnx_proto import TensorRecord
+    from filterdb.sources.formats.onnx_records import TensorRecord
     from filterdb.types import AnyArray
 
 #: Elements of a constant read while the graph is parsed (shapes, axes, permutations).

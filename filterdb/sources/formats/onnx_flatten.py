@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from filterdb.errors import MalformedFileError, UnsafeCheckpointError
-from filterdb.sources.formats.onnx_proto import (
+from filterdb.sources.formats.memory_room import Room
+from filterdb.sources.formats.onnx_records import (
     MAX_DEPTH,
     Attribute,
     GraphRecord,
@@ -24,8 +25,9 @@ from filterdb.sources.formats.onnx_proto import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-#: Operations after functions are expanded.
-MAX_OPERATIONS = 1_000_000
+#: Bytes of memory that may be taken for operations, functions expanded, beside as many as the file
+#: has; and what one takes, with the node that is made of it.
+_ROOM, _OPERATION, _VALUE = 104 * 1024**2, 900, 100
 
 
 @dataclass(frozen=True)
@@ -116,9 +118,11 @@ class Flattener:
         The parsed file.
     where
         Its name, for messages.
+    size
+        Bytes of the file.
     """
 
-    def __init__(self, model: ModelRecord, where: str) -> None:
+    def __init__(self, model: ModelRecord, where: str, *, size: int) -> None:
         self.model = model
         self.where = where
         self.operations: list[Operation] = []
@@ -130,6 +134,7 @@ class Flattener:
         self.expanded: dict[str, int] = {}
         self._values: set[str] = set()
         self._node_names: set[str] = set()
+        self._take = Room(size, flat=_ROOM, where=where).take
         self._body(model.graph, _Scope(None, ""), {}, depth=0)
 
     def _unique(self, wanted: str, taken: set[str]) -> str:
@@ -175,8 +180,7 @@ class Flattener:
     def _node(
         self, node: NodeRecord, scope: _Scope, given: Mapping[str, Attribute], depth: int
     ) -> None:
-        if len(self.operations) >= MAX_OPERATIONS:
-            raise UnsafeCheckpointError(f"{self.where} holds more than {MAX_OPERATIONS} operations")
+        self._take(_OPERATION + _VALUE * (len(node.inputs) + len(node.outputs)))
         # A name nobody declares is an error the runtime would report; here it is just unknown.
         inputs = tuple((scope.find(n) or scope.prefix + n) if n else "" for n in node.inputs)
         outputs = tuple(scope.names[n] if n else "" for n in node.outputs)

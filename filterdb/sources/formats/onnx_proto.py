@@ -2,132 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
 from filterdb.errors import MalformedFileError, UnsafeCheckpointError
 from filterdb.sources.formats.base import MAX_RANK, MAX_TENSORS
+from filterdb.sources.formats.memory_room import Room
+from filterdb.sources.formats.onnx_records import (
+    MAX_DEPTH,
+    PAYLOADS,
+    Attribute,
+    GraphRecord,
+    ModelRecord,
+    NodeRecord,
+    TensorRecord,
+)
 from filterdb.sources.formats.protobuf_wire import BYTES, FIXED32, VARINT, WireReader, signed
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from filterdb.types import Shape
-
-#: Graphs inside attributes of nodes of graphs …; the deepest real ones have three levels.
-MAX_DEPTH = 16
-
-#: Payload fields of TensorProto → their name there.
-PAYLOADS = {
-    4: "float_data",
-    5: "int32_data",
-    7: "int64_data",
-    9: "raw_data",
-    10: "double_data",
-    11: "uint64_data",
-}
-
-
-@dataclass(frozen=True)
-class TensorRecord:
-    """A TensorProto, its values left in the file.
-
-    Parameters
-    ----------
-    name
-        As stored; may be empty (attributes).
-    shape
-        ``dims``.
-    data_type
-        ``TensorProto.DataType``.
-    payload
-        Which field holds the values, "" where none does.
-    ranges
-        Byte ranges of the payload, to be read one after the other.
-    inline
-        The values themselves, where they are few or stored unpacked (one tag each).
-    external
-        ``external_data`` as key → value; None where the values are in this file.
-    segmented
-        The tensor is one piece of a larger one (never seen in practice).
-    """
-
-    name: str
-    shape: Shape
-    data_type: int
-    payload: str = ""
-    ranges: tuple[tuple[int, int], ...] = ()
-    inline: tuple[float | int, ...] | None = None
-    external: Mapping[str, str] | None = None
-    segmented: bool = False
-
-
-@dataclass(frozen=True)
-class Attribute:
-    """An AttributeProto.
-
-    Parameters
-    ----------
-    name
-        Its name.
-    number
-        ``i`` or ``f``.
-    text
-        ``s``.
-    numbers
-        ``ints`` or ``floats``.
-    tensor
-        ``t``.
-    graphs
-        ``g`` and ``graphs``.
-    sparse
-        A sparse tensor is given.
-    reference
-        ``ref_attr_name`` inside a function.
-    """
-
-    name: str = ""
-    number: float | int | None = None
-    text: str = ""
-    numbers: tuple[float | int, ...] = ()
-    tensor: TensorRecord | None = None
-    graphs: tuple[GraphRecord, ...] = ()
-    sparse: bool = False
-    reference: str = ""
-
-
-@dataclass(frozen=True)
-class NodeRecord:
-    """A NodeProto."""
-
-    name: str
-    op_type: str
-    domain: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    attributes: Mapping[str, Attribute]
-
-
-@dataclass(frozen=True)
-class GraphRecord:
-    """A GraphProto, or the body of a FunctionProto."""
-
-    nodes: tuple[NodeRecord, ...] = ()
-    initializers: tuple[TensorRecord, ...] = ()
-    sparse: tuple[TensorRecord, ...] = ()
-    inputs: tuple[str, ...] = ()
-    outputs: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class ModelRecord:
-    """A ModelProto; functions by (domain, name)."""
-
-    graph: GraphRecord
-    ir_version: int = 0
-    producer: str = ""
-    opsets: tuple[tuple[str, int], ...] = ()
-    functions: Mapping[tuple[str, str], GraphRecord] = field(default_factory=dict)
+#: Bytes of memory that may be taken for records, beside as many as the file has.
+_ROOM = 96 * 1024**2
+#: What a record takes, with what is made of it later: a tensor, a node, an attribute, a name, a
+#: number of a list.
+_TENSOR, _NODE, _ATTRIBUTE, _NAME, _NUMBER = 1900, 700, 260, 100, 40
 
 
 class OnnxParser:
@@ -142,6 +35,7 @@ class OnnxParser:
     def __init__(self, wire: WireReader) -> None:
         self.wire = wire
         self._tensors_left = MAX_TENSORS
+        self._take = Room(len(wire.data), flat=_ROOM, where=wire.where).take
 
     def model(self) -> ModelRecord:
         """Parse the whole file.
@@ -226,6 +120,7 @@ class OnnxParser:
             elif number == 15:
                 sparse.append(self._sparse(value, stop))
             elif number in (11, 12):
+                self._take(_NAME + stop - value)
                 (inputs if number == 11 else outputs).append(self._string(value, stop, field=1))
         return GraphRecord(
             tuple(nodes), tuple(initializers), tuple(sparse), tuple(inputs), tuple(outputs)
@@ -247,6 +142,7 @@ class OnnxParser:
             elif number == 7:
                 nodes.append(self._node(value, stop, 0))
             elif number in (4, 5):
+                self._take(_NAME + stop - value)
                 (inputs if number == 4 else outputs).append(wire.text(value, stop))
         body = GraphRecord(tuple(nodes), inputs=tuple(inputs), outputs=tuple(outputs))
         return (domain, name), body
@@ -260,6 +156,7 @@ class OnnxParser:
 
     def _node(self, start: int, end: int, depth: int) -> NodeRecord:
         wire = self.wire
+        self._take(_NODE)
         texts = {3: "", 4: "", 7: ""}
         inputs: list[str] = []
         outputs: list[str] = []
@@ -267,6 +164,8 @@ class OnnxParser:
         for number, kind, value, stop in wire.fields(start, end):
             if kind != BYTES:
                 continue
+            if number in (1, 2, 3):
+                self._take(_NAME + stop - value)
             if number == 1:
                 inputs.append(wire.text(value, stop))
             elif number == 2:
@@ -281,6 +180,7 @@ class OnnxParser:
 
     def _attribute(self, start: int, end: int, depth: int) -> Attribute:
         wire = self.wire
+        self._take(_ATTRIBUTE)
         name, text, reference, sparse = "", "", "", False
         number_value: float | int | None = None
         tensor: TensorRecord | None = None
@@ -301,8 +201,10 @@ class OnnxParser:
             elif number in (6, 11) and kind == BYTES:
                 graphs.append(self.graph(value, stop, depth=depth + 1))
             elif number == 7 and kind in (BYTES, FIXED32):
+                self._take(_NUMBER * max(1, (stop - value) // 4 if kind == BYTES else 1))
                 floats += wire.floats(kind, value, stop)
             elif number == 8 and kind in (BYTES, VARINT):
+                self._take(_NUMBER * (stop - value if kind == BYTES else 1))
                 integers += wire.integers(kind, value, stop)
             elif number == 21 and kind == BYTES:
                 reference = wire.text(value, stop)
@@ -344,6 +246,7 @@ class OnnxParser:
         TensorRecord
             With the ranges of its values.
         """
+        self._take(_TENSOR)
         self._tensors_left -= 1
         if self._tensors_left < 0:
             raise UnsafeCheckpointError(f"{self.wire.where} holds more than {MAX_TENSORS} tensors")
@@ -359,9 +262,11 @@ class OnnxParser:
                 if kind == BYTES and stop > value:
                     ranges.setdefault(payload, []).append((value, stop))
                 elif kind != BYTES:
+                    self._take(_NUMBER)
                     unpacked = wire.integers if kind == VARINT else wire.floats
                     inline.setdefault(payload, []).extend(unpacked(kind, value, stop))
             elif number == 1 and kind in (VARINT, BYTES):
+                self._take(_NUMBER * (stop - value if kind == BYTES else 1))
                 dims += wire.integers(kind, value, stop)
             elif number == 2 and kind == VARINT:
                 data_type = value

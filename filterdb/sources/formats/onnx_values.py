@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from filterdb.sources.formats.base import ModelFile
-    from filterdb.sources.formats.onnx_proto import TensorRecord
+    from filterdb.sources.formats.onnx_records import TensorRecord
     from filterdb.types import AnyArray
 
 

@@ -188,5 +188,5 @@ def test_a_real_bundle_equals_its_members(shared_cache: Path | None) -> None:
             with contextlib.suppress(ValueError):
                 assert found.tobytes() == theirs.get_tensor(place[tensor.name]).tobytes()
                 n_compared += 1
-    assert n_compared > 300
+    assert n_compared > 250
     assert len(find_layers(raw).layers) == 161

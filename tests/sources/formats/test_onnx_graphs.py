@@ -114,15 +114,25 @@ def test_functions_that_double_for_ever(tmp_path: Path) -> None:
             )
         )
     call = helper.make_node("F0", ["x"], ["y"], domain="local")
-    import filterdb.sources.formats.onnx_flatten as flatten
+    with pytest.raises(UnsafeCheckpointError, match="describes more"):
+        read(tmp_path, model_of([call], functions=functions))
 
-    limit = flatten.MAX_OPERATIONS
-    flatten.MAX_OPERATIONS = 2000
-    try:
-        with pytest.raises(UnsafeCheckpointError, match="more than 2000 operations"):
-            read(tmp_path, model_of([call], functions=functions))
-    finally:
-        flatten.MAX_OPERATIONS = limit
+
+def test_memory_for_many_small_things_has_a_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import filterdb.sources.formats.onnx_proto as proto
+
+    nodes = [helper.make_node("Relu", ["x"], [f"y{i}"]) for i in range(500)]
+    scalars = [array(np.float32(i), f"w{i}") for i in range(500)]
+    lists = [helper.make_node("Reshape", ["x"], ["z"], shape=list(range(20_000)))]
+    models = [model_of(nodes), model_of([], scalars), model_of(lists)]
+    for model in models:
+        read(tmp_path, model)
+    monkeypatch.setattr(proto, "_ROOM", 100_000)
+    for model in models:
+        with pytest.raises(UnsafeCheckpointError, match="describes more tensors"):
+            read(tmp_path, model)
 
 
 def test_batch_norm_and_decomposed_batch_norm(tmp_path: Path) -> None:
