@@ -45,6 +45,7 @@ _BUILT_IN = {
     "tf_graph": "filterdb.sources.formats.tf_frozen",
     "paddle": "filterdb.sources.formats.paddle",
     "openvino": "filterdb.sources.formats.openvino",
+    "coreml": "filterdb.sources.formats.coreml",
     "onnx": "filterdb.sources.formats.onnx",
     "caffe": "filterdb.sources.formats.caffe",
 }

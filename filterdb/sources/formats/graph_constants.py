@@ -153,6 +153,42 @@ class Constant:
             parameters=tuple(dict.fromkeys((*self.parameters, *names))),
         )  # fmt: skip
 
+    def derived(
+        self,
+        load: Load,
+        shape: Shape,
+        *,
+        parameters: tuple[Constant, ...] = (),
+        scaled: bool = True,
+    ) -> Constant | None:
+        """Decompress it in a way of the format's own.
+
+        Parameters
+        ----------
+        load
+            Computes the result.
+        shape
+            Of the result.
+        parameters
+            Other constants it needs.
+        scaled
+            Whether values change.
+
+        Returns
+        -------
+        Constant or None
+            None where the steps become too many.
+        """
+        steps = self.steps + 1 + sum(other.steps for other in parameters)
+        if steps > MAX_STEPS:
+            return None
+        names = (n for other in parameters for n in (other.base, *other.parameters) if n)
+        skip = next((c.skip for c in (self, *parameters) if c.skip is not None), None)
+        return replace(
+            self, load=load, shape=shape, scaled=scaled, steps=steps, skip=skip,
+            parameters=tuple(dict.fromkeys((*self.parameters, *names))),
+        )  # fmt: skip
+
     def _then(self, load: Load, shape: Shape) -> Constant | None:
         if self.steps >= MAX_STEPS:
             return None
