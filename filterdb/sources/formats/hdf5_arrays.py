@@ -1,36 +1,37 @@
-"""Arrays of an HDF5 file, listed without trusting it.
+"""What libhdf5 finds in a file, listed without trusting it.
 
-What leads out of the file is refused (external links, external raw storage, virtual data sets), a
-declared size must fit the file's, and groups that contain themselves are walked once. Values that
-lie in one piece, as Keras writes them, are read at their offset without libhdf5.
+This runs in the child processes of :mod:`filterdb.sources.formats.hdf5_guard` only. What leads out
+of the file is refused (external links, external raw storage, virtual data sets), a declared size
+must fit the file's, and groups that contain themselves are walked once.
 """
 
 from __future__ import annotations
 
+import io
+import json
+import re
+import tempfile
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
+import h5py
 import numpy as np
 
-from filterdb.errors import FetchError, MalformedFileError, SourceError, UnsafeCheckpointError
-from filterdb.layers.raw import Tensor
-from filterdb.sources.formats.base import EXPANSION_SLACK, MAX_EXPANSION, MAX_TENSORS, ModelFile
-from filterdb.sources.formats.file_view import check_shape, read_array
+from filterdb.errors import MalformedFileError, SourceError, UnsafeCheckpointError
+from filterdb.sources.formats.base import EXPANSION_SLACK, MAX_EXPANSION, MAX_TENSORS
+from filterdb.sources.formats.file_view import check_shape
 
 if TYPE_CHECKING:
-    import h5py
+    from filterdb.types import SkipReason
 
-    from filterdb.types import AnyArray, Shape, SkipReason
-
-MAGIC = b"\x89HDF\r\n\x1a\n"
 #: Deepest nesting of HDF5 groups taken seriously.
 MAX_GROUP_DEPTH = 64
+#: Characters of all paths and attributes together, beyond the file's size.
+_TEXT_SLACK = 32 << 20
 #: What a damaged HDF5 file makes h5py raise.
-H5_ERRORS = (
+_H5_ERRORS = (
     OSError, KeyError, ValueError, RuntimeError, TypeError, AttributeError, IndexError,
     OverflowError, MemoryError, NotImplementedError, RecursionError,
 )  # fmt: skip
@@ -41,201 +42,170 @@ _DTYPES = frozenset(
     {"float16", "float32", "float64", "bool"}
     | {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 )
+#: Attributes that Keras writes and that mean something.
+_ATTRIBUTES = re.compile(
+    r"^(model_config|keras_version|backend|name|(layer_names|weight_names)\d*)$"
+)
+_BLOCK = 1 << 20
 
 
-@dataclass(frozen=True)
-class StoredArray:
-    """One data set of an HDF5 file.
-
-    Parameters
-    ----------
-    path
-        Its path in the file.
-    shape, dtype
-        As a tensor states them.
-    position
-        Address of its header: data sets are written one after the other, so this sorts them by
-        creation where the file says nothing better (HDF5 lists names by the alphabet).
-    n_bytes
-        Size of its values.
-    where
-        How to load it.
-    skip
-        Why it cannot be loaded, if so.
-    """
-
-    path: str
-    shape: Shape
-    dtype: str
-    position: int
-    n_bytes: int
-    where: _Place
-    skip: tuple[SkipReason, str] | None = None
-
-    def tensor(
-        self,
-        name: str,
-        *,
-        skip: tuple[SkipReason, str] | None = None,
-        flipped: bool = False,
-    ) -> Tensor:
-        """Return it as a tensor.
-
-        Parameters
-        ----------
-        name
-            Name to give it.
-        skip
-            A reason to leave it out.
-        flipped
-            Reverse all axes but the last two when loading.
-
-        Returns
-        -------
-        Tensor
-            Not loaded.
-        """
-        return Tensor(
-            name,
-            self.shape,
-            self.dtype,
-            partial(_load, self.where, self.shape, flipped=flipped),
-            storage=("hdf5", self.position),
-            skip=skip or self.skip,
-        )
+def prepare() -> None:
+    """Load what the first file would load, so that children inherit it."""
+    with h5py.File(io.BytesIO(), "w") as root:
+        root.create_dataset("k", data=np.zeros((2, 2), np.float32), chunks=(1, 2))
+        root.attrs["name"] = "k"
+        list_file(root, 4096)
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where values lie: at `offset` in one piece, or wherever libhdf5 finds them (None)."""
-
-    file: Path
-    path: str
-    offset: int | None
-    stored: str
-    bfloat16: bool
-
-
-def check_readable(file: ModelFile) -> None:
-    """Tell a file that cannot be opened from one that is no HDF5; libhdf5 does not.
+def perform(task: Mapping[str, Any]) -> list[bytes]:
+    """Do a task of :meth:`filterdb.sources.formats.hdf5_contents.Hdf5Source.task`.
 
     Parameters
     ----------
-    file
-        The file.
-
-    Raises
-    ------
-    FetchError
-        If the operating system does not let us read the file.
-    MalformedFileError
-        If it does not begin as HDF5.
-    """
-    try:
-        with file.path.open("rb") as handle:
-            head = handle.read(len(MAGIC))
-    except OSError as error:
-        raise FetchError(f"cannot open {file.path.name}: {error.strerror or error}") from error
-    if head != MAGIC:
-        raise MalformedFileError(
-            f"{file.name or file.path.name} is no HDF5: it begins with {head!r}"
-        )
-
-
-def lies_in_one_piece(tensor: Tensor) -> bool:
-    """Whether a tensor of this module is read without libhdf5.
-
-    Parameters
-    ----------
-    tensor
-        Made by :meth:`StoredArray.tensor`.
+    task
+        What to do, and where the file lies.
 
     Returns
     -------
-    bool
-        False where libhdf5 has to put it together.
-    """
-    place = tensor.load.args[0] if isinstance(tensor.load, partial) else None
-    return isinstance(place, _Place) and place.offset is not None
-
-
-def open_file(file: ModelFile) -> h5py.File:
-    """Open an HDF5 file for reading.
-
-    Parameters
-    ----------
-    file
-        The file.
-
-    Returns
-    -------
-    h5py.File
-        To be used in a ``with`` block.
+    list of bytes
+        The answer: JSON for "list", values for "load".
 
     Raises
     ------
-    MalformedFileError
-        If libhdf5 cannot open it.
+    SourceError
+        Damaged or unsafe.
     """
-    import h5py
-
+    label = str(task["label"])
     try:
-        return h5py.File(file.path, "r", locking="best-effort")
-    except H5_ERRORS as error:
-        raise MalformedFileError(
-            f"{file.name or file.path.name} is no readable HDF5: {error}"
-        ) from error
+        with _open(task) as handle, h5py.File(handle, "r") as root:
+            if task["do"] == "list":
+                listed = list_file(root, int(task["size"]))
+                return [json.dumps(listed).encode()]
+            return [_load(root[task["item"]], np.dtype(task["stored"]))]
+    except SourceError:
+        raise
+    except _H5_ERRORS as error:
+        what = " ".join(str(error).split()) or type(error).__name__
+        raise MalformedFileError(f"{label} is no readable HDF5: {what}") from error
 
 
-def list_arrays(root: h5py.File, file: ModelFile) -> list[StoredArray]:
-    """List the data sets of a file in the order they were created.
+def list_file(root: h5py.File, size: int) -> dict[str, Any]:
+    """List the data sets of a file in the order they were created, and Keras' attributes.
 
     Parameters
     ----------
     root
         The open file.
-    file
-        Where it lies.
+    size
+        Its bytes.
 
     Returns
     -------
-    list of StoredArray
-        Everything that holds values.
+    dict
+        ``arrays`` and ``attributes``, see :mod:`filterdb.sources.formats.hdf5_contents`.
 
     Raises
     ------
     UnsafeCheckpointError
         Something lies in another file, or the sizes declared cannot be true.
     """
-    size = file.path.stat().st_size
     limit = MAX_EXPANSION * size + EXPANSION_SLACK
-    found: list[StoredArray] = []
-    total = 0
-    for path, item in _datasets(root, "", 0, set()):
-        array = _describe(root, file, path, item)
-        found.append(array)
-        total += array.n_bytes
+    arrays: list[dict[str, Any]] = []
+    attributes: dict[str, dict[str, Any]] = {}
+    total = characters = 0
+    for path, item in _walk(root, "", 0, set()):
+        characters += len(path)
+        if isinstance(item, h5py.Group):
+            found = _attributes(item)
+            characters += sum(len(t) for v in found.values() for t in ([v], v)[isinstance(v, list)])
+            if found:
+                attributes[path] = found
+        else:
+            arrays.append(_describe(root, path, item))
+            total += arrays[-1]["n_bytes"]
         if total > limit:
             raise UnsafeCheckpointError(
                 f"{path} brings the data sets to {total:,} bytes, more than the {limit:,} allowed "
                 f"for a file of {size:,} bytes"
             )
-        if len(found) > MAX_TENSORS:
-            raise UnsafeCheckpointError(f"{file.name}: more than {MAX_TENSORS:,} data sets")
-    return sorted(found, key=lambda a: (a.position, a.path))
+        if len(arrays) > MAX_TENSORS or characters > size + _TEXT_SLACK:
+            raise UnsafeCheckpointError(
+                f"{len(arrays):,} data sets whose names take {characters:,} characters in a file "
+                f"of {size:,} bytes"
+            )
+    arrays.sort(key=lambda a: (a["position"], a["path"]))
+    return {"arrays": arrays, "attributes": attributes}
 
 
-def _datasets(
+def _open(task: Mapping[str, Any]) -> IO[bytes]:
+    path, offset, size = Path(task["path"]), int(task["offset"]), int(task["size"])
+    if task["packed"] is not None:
+        return _inflated(path, offset, int(task["packed"]), size)
+    handle = path.open("rb")
+    if not offset:
+        return handle
+    return io.BufferedReader(_Window(handle, offset, size), 1 << 16)
+
+
+class _Window(io.RawIOBase):
+    """Part of a file, as a file."""
+
+    def __init__(self, handle: IO[bytes], offset: int, size: int) -> None:
+        self._handle, self._offset, self._size, self._at = handle, offset, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, position: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        self._at = max(0, base + position)
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        count = min(len(buffer), max(0, self._size - self._at))
+        self._handle.seek(self._offset + self._at)
+        data = self._handle.read(count)
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+def _inflated(path: Path, offset: int, packed: int, size: int) -> IO[bytes]:
+    """Inflate into a file without a name, which is gone when it is closed."""
+    target: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  the caller closes it
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    written = 0
+    with path.open("rb") as source:
+        source.seek(offset)
+        while packed and written <= size:
+            block = source.read(min(_BLOCK, packed))
+            if not block:
+                break
+            packed -= len(block)
+            while block and written <= size:
+                plain = inflater.decompress(block, _BLOCK)
+                written += target.write(plain)
+                block = inflater.unconsumed_tail
+        written += target.write(inflater.flush(_BLOCK)) if written <= size else 0
+    if written != size:
+        raise MalformedFileError(f"{path.name}: a member does not inflate to its {size:,} bytes")
+    target.seek(0)
+    return target
+
+
+def _walk(
     group: h5py.Group, prefix: str, depth: int, seen: set[int]
-) -> Iterator[tuple[str, h5py.Dataset]]:
-    import h5py
-
+) -> Iterator[tuple[str, h5py.Group | h5py.Dataset]]:
     address = h5py.h5o.get_info(group.id).addr
     if address in seen:
         return  # a group that is linked twice, or contains itself
     seen.add(address)
     if depth > MAX_GROUP_DEPTH:
         raise UnsafeCheckpointError(f"HDF5 groups nested deeper than {MAX_GROUP_DEPTH} at {prefix}")
+    yield prefix.removesuffix("/"), group
     for key in group:
         path = f"{prefix}{key}"
         path.encode()  # a name that is not text ends up in tables otherwise
@@ -246,21 +216,32 @@ def _datasets(
             continue  # what it points to is listed under its own name
         item = group[key]
         if isinstance(item, h5py.Group):
-            yield from _datasets(item, f"{path}/", depth + 1, seen)
+            yield from _walk(item, f"{path}/", depth + 1, seen)
         elif isinstance(item, h5py.Dataset):
             yield path, item
 
 
-def _describe(root: h5py.File, file: ModelFile, path: str, item: h5py.Dataset) -> StoredArray:
-    import h5py
+def _attributes(group: h5py.Group) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name in group.attrs:
+        if _ATTRIBUTES.match(name):
+            value = group.attrs[name]
+            found[name] = _text(value) if np.ndim(value) == 0 else [_text(v) for v in value.flat]
+    return found
 
+
+def _text(value: object) -> str:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return str(value).encode("utf-8", "replace").decode()
+
+
+def _describe(root: h5py.File, path: str, item: h5py.Dataset) -> dict[str, Any]:
     if item.is_virtual or item.external:
         raise UnsafeCheckpointError(f"{path} keeps its values in another file")
-    size = file.path.stat().st_size
     dtype = item.dtype
     shape = tuple(int(n) for n in item.shape or ())
     elements = check_shape(shape, what=path) if item.shape is not None else 0
-    n_bytes = elements * max(1, dtype.itemsize)
     bfloat16 = dtype.itemsize == 2 and _says_bfloat16(item)
     skip = _objection(item, bfloat16)
     offset = item.id.get_offset()
@@ -268,33 +249,29 @@ def _describe(root: h5py.File, file: ModelFile, path: str, item: h5py.Dataset) -
     plain = h5py.h5t.py_create(dtype).equal(item.id.get_type())
     if not plain or root.userblock_size or not elements or skip:
         offset = None
-    if offset is not None and offset + n_bytes > size:
-        raise MalformedFileError(
-            f"{path}: {n_bytes:,} bytes at byte {offset:,}, the file ends at {size:,}"
-        )
     chunk = int(np.prod(item.chunks, dtype=object)) * dtype.itemsize if item.chunks else 0
-    return StoredArray(
-        path=path,
-        shape=shape,
-        dtype="bfloat16" if bfloat16 else dtype.name if dtype.kind != "V" else "void",
-        position=int(h5py.h5o.get_info(item.id).addr),
-        n_bytes=max(n_bytes, chunk),
-        where=_Place(file.path, path, offset, "<u2" if bfloat16 else dtype.str, bfloat16),
-        skip=skip,
-    )
+    return {
+        "path": path,
+        "shape": shape,
+        "dtype": "bfloat16" if bfloat16 else dtype.name if dtype.kind != "V" else "void",
+        "position": int(h5py.h5o.get_info(item.id).addr),
+        "n_bytes": max(elements * max(1, dtype.itemsize), chunk),
+        "offset": offset,
+        "stored": "<u2" if bfloat16 else dtype.str,
+        "skip": skip,
+    }
 
 
 def _says_bfloat16(item: h5py.Dataset) -> bool:
     # Keras 3 stores bfloat16 as two opaque bytes and says so in an attribute.
-    said = item.attrs.get("dtype")
-    return str(said.decode("ascii", "replace") if isinstance(said, bytes) else said) == "bfloat16"
+    return "dtype" in item.attrs and _text(item.attrs["dtype"]) == "bfloat16"
 
 
 def _objection(item: h5py.Dataset, bfloat16: bool) -> tuple[SkipReason, str] | None:
     if item.shape is None:
         return "unsupported_dtype", "an empty data space"
     if not bfloat16 and item.dtype.name not in _DTYPES:
-        return "unsupported_dtype", f"HDF5 type {item.dtype}"
+        return "unsupported_dtype", f"HDF5 type {item.dtype}"[:200]
     properties = item.id.get_create_plist()
     filters = [properties.get_filter(i) for i in range(properties.get_nfilters())]
     unknown = [int(f[0]) for f in filters if f[0] not in _FILTERS]
@@ -303,32 +280,12 @@ def _objection(item: h5py.Dataset, bfloat16: bool) -> tuple[SkipReason, str] | N
     return None
 
 
-def _load(place: _Place, shape: Shape, *, flipped: bool) -> AnyArray:
-    array = _values(place, shape)
-    if place.bfloat16:
-        array = (array.view("<u2").astype(np.uint32) << 16).view(np.float32)
-    if flipped:
-        array = array[tuple(slice(None, None, -1) for _ in shape[:-2])]
-    native = array.dtype.newbyteorder("=")
-    return np.ascontiguousarray(array, dtype=native).reshape(shape)
-
-
-def _values(place: _Place, shape: Shape) -> AnyArray:
-    if place.offset is not None:
-        count = int(np.prod(shape, dtype=np.int64))
-        return read_array(place.file, place.offset, count, place.stored).reshape(shape)
-    import h5py
-
-    try:
-        with h5py.File(place.file, "r", locking="best-effort") as root:
-            item = root[place.path]
-            _check_chunks(item)
-            values: Any = item[()]
-    except SourceError:
-        raise
-    except H5_ERRORS as error:
-        raise MalformedFileError(f"{place.file.name}: cannot read {place.path}: {error}") from error
-    return np.asarray(values)
+def _load(item: h5py.Dataset, stored: np.dtype[Any]) -> bytes:
+    _check_chunks(item)
+    values = np.ascontiguousarray(item[()])
+    if values.dtype.itemsize != stored.itemsize:
+        raise MalformedFileError(f"{item.name} is of another type than it was")
+    return values.view(stored).tobytes()
 
 
 def _check_chunks(item: h5py.Dataset) -> None:

@@ -11,10 +11,11 @@ import heapq
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from filterdb.errors import MalformedFileError
+from filterdb.errors import MalformedFileError, UnsafeCheckpointError
 from filterdb.sources.formats.keras_layers import layer_nodes
+from filterdb.sources.formats.keras_paths import layer_name as _name
 from filterdb.sources.formats.keras_weights import Weight, WeightIndex
 
 if TYPE_CHECKING:
@@ -23,14 +24,23 @@ if TYPE_CHECKING:
 #: Deepest nesting of models in models that is taken seriously.
 MAX_DEPTH = 32
 #: Most layers, calls counted.
-MAX_NODES = 200_000
+MAX_NODES = 50_000
+#: Most characters of all their names, and most references between them.
+MAX_WORK = 20_000_000
+#: Longest configuration: JSON takes some twenty times its length in memory.
+MAX_CONFIG_BYTES = 10_000_000
 
 _MODELS = {"Model", "Functional", "Sequential", "Graph"}
-#: Layers that apply another one at every step.
-_WRAPPERS = {"TimeDistributed", "SpectralNormalization", "WeightNormalization"}
 
 #: (layer, call, output)
 Reference: TypeAlias = tuple[str, int, int]
+
+
+class Weights(Protocol):
+    """Finds the weights of a layer."""
+
+    def of(self, path: Sequence[str], *, inner: str = "") -> tuple[Weight, ...]:
+        """Return the weights of the layer at a path of names."""
 
 
 def keras_nodes(config: Mapping[str, Any], weights: Sequence[Weight]) -> tuple[Node, ...]:
@@ -53,12 +63,52 @@ def keras_nodes(config: Mapping[str, Any], weights: Sequence[Weight]) -> tuple[N
     MalformedFileError
         If this is no network: no list of layers, layers that wait for one another, absurd depth.
     """
+    return graph_nodes(config, WeightIndex(weights, _layer_names(config, 0)))
+
+
+def graph_nodes(config: Mapping[str, Any], weights: Weights) -> tuple[Node, ...]:
+    """Turn a ``model_config`` into nodes, with weights found by somebody else.
+
+    Parameters
+    ----------
+    config
+        With ``class_name`` and ``config``.
+    weights
+        Knows whose each weight is.
+
+    Returns
+    -------
+    tuple of Node
+        In an order in which they can be computed.
+
+    Raises
+    ------
+    MalformedFileError
+        If this is no network: no list of layers, layers that wait for one another, absurd depth.
+    """
     try:
-        graph = _Graph(WeightIndex(weights, _layer_names(config, 0)))
+        graph = _Graph(weights)
         graph.add_model(config, ["input"], ())
     except RecursionError as error:
         raise MalformedFileError("Keras configuration nested too deeply") from error
     return tuple(graph.nodes)
+
+
+def has_layers(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration lists layers, as opposed to a model written as a class.
+
+    Parameters
+    ----------
+    config
+        With ``class_name`` and ``config``.
+
+    Returns
+    -------
+    bool
+        True for Sequential, functional models and their subclasses.
+    """
+    body = config.get("config")
+    return isinstance(body.get("layers") if isinstance(body, Mapping) else body, list)
 
 
 def parse_config(text: str | bytes, *, what: str = "model_config") -> Mapping[str, Any]:
@@ -80,7 +130,13 @@ def parse_config(text: str | bytes, *, what: str = "model_config") -> Mapping[st
     ------
     MalformedFileError
         No JSON, or no object.
+    UnsafeCheckpointError
+        It is too long.
     """
+    if len(text) > MAX_CONFIG_BYTES:
+        raise UnsafeCheckpointError(
+            f"{what} takes {len(text):,} bytes; {MAX_CONFIG_BYTES:,} are the most"
+        )
     try:
         config = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -94,9 +150,19 @@ def parse_config(text: str | bytes, *, what: str = "model_config") -> Mapping[st
 class _Graph:
     """Collects nodes while a configuration is walked."""
 
-    index: WeightIndex
+    index: Weights
     nodes: list[Node] = field(default_factory=list)
     names: set[str] = field(default_factory=set)
+    work: int = 0
+
+    def spend(self, amount: int) -> None:
+        """Bound what a short configuration can be made to grow into."""
+        self.work += amount
+        if self.work > MAX_WORK or len(self.nodes) > MAX_NODES:
+            raise UnsafeCheckpointError(
+                f"Keras configuration that grows into more than {MAX_NODES:,} layers, or absurdly "
+                "long names"
+            )
 
     def add_model(
         self, config: Mapping[str, Any], inputs: list[str], path: tuple[str, ...], where: str = ""
@@ -112,6 +178,7 @@ class _Graph:
         if not isinstance(layers, list):
             raise MalformedFileError("Keras configuration without a list of layers")
         layers = [layer for layer in layers if isinstance(layer, Mapping)]
+        self.spend(len(layers))
         if isinstance(body, Mapping) and "input_layers" in body:
             return self._add_functional(body, layers, inputs, path, where)
         for layer in layers:
@@ -135,6 +202,7 @@ class _Graph:
         values: dict[tuple[str, int], list[str]] = {}
         for position, call, needed in _in_order(layers, calls):
             layer, name = layers[position], _name(layers[position])
+            self.spend(len(needed))
             given = _read(values, needed)
             if not needed and name in fed:
                 given = inputs[fed[name] : fed[name] + 1]
@@ -147,17 +215,17 @@ class _Graph:
     ) -> list[str]:
         name, kind, config = _name(layer), str(layer.get("class_name", "")), layer.get("config")
         wrapped = ""
-        if kind in _WRAPPERS and isinstance(config, Mapping):
-            inner = config.get("layer")
-            if isinstance(inner, Mapping) and isinstance(inner.get("config"), Mapping | list):
-                wrapped, kind = _name(inner), str(inner.get("class_name", ""))
-                config = inner["config"]
+        for _ in range(MAX_DEPTH):
+            inner = _wrapped(kind, config)
+            if inner is None:
+                break
+            wrapped, kind = _name(inner), str(inner.get("class_name", ""))
+            config = inner["config"]
         here = (*path, name)
         if _is_model(kind, config):
             nested = {"class_name": kind, "config": config}
             return self.add_model(nested, inputs, here, f"{where}{name}/")
-        if len(self.nodes) > MAX_NODES:
-            raise MalformedFileError(f"Keras configuration with more than {MAX_NODES:,} layers")
+        self.spend(len(where) + len(name) + len(inputs))
         weights = self.index.of(here, inner=wrapped)
         value = self._unique(f"{where}{name}")
         self.nodes += layer_nodes(
@@ -172,6 +240,14 @@ class _Graph:
             unique = f"{name}#{n}"
         self.names.add(unique)
         return unique
+
+
+def _wrapped(kind: str, config: object) -> Mapping[str, Any] | None:
+    """Return the layer that another one applies: at every step, pruned, normalised …."""
+    inner = config.get("layer") if isinstance(config, Mapping) else None
+    if kind == "Bidirectional" or not isinstance(inner, Mapping):
+        return None
+    return inner if isinstance(inner.get("config"), Mapping | list) else None
 
 
 def _is_model(kind: str, config: object) -> bool:
@@ -234,13 +310,6 @@ def _read(values: Mapping[tuple[str, int], list[str]], refs: Sequence[Reference]
         # A layer of several outputs is one node with one output here.
         found += outputs[output : output + 1] if 0 <= output < len(outputs) else outputs[:1]
     return found
-
-
-def _name(layer: Mapping[str, Any]) -> str:
-    config = layer.get("config")
-    inner = config.get("name") if isinstance(config, Mapping) else None
-    name = str(layer.get("name") or inner or layer.get("class_name", ""))
-    return name.encode("utf-8", "replace").decode()
 
 
 def _layer_names(config: object, depth: int) -> set[str]:

@@ -9,35 +9,28 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from filterdb.errors import MalformedFileError, SourceError
 from filterdb.layers.raw import Node, RawModel, Tensor
 from filterdb.sources.formats.base import FormatReader, ModelFile
-from filterdb.sources.formats.hdf5_arrays import (
-    H5_ERRORS,
+from filterdb.sources.formats.hdf5_contents import (
     MAGIC,
+    Contents,
     StoredArray,
-    check_readable,
-    lies_in_one_piece,
-    list_arrays,
-    open_file,
+    read_contents,
+    whole_file,
 )
-from filterdb.sources.formats.hdf5_guard import check_survivable
 from filterdb.sources.formats.keras_graph import keras_nodes, parse_config
 from filterdb.sources.formats.keras_vars import VARS, variable_nodes
 from filterdb.sources.formats.keras_weights import Weight, weight_role
 
 if TYPE_CHECKING:
-    import h5py
-
     from filterdb.types import SkipReason
 
 _OPTIMIZER = re.compile(r"^(optimizer_weights|optimizer|_?optimizer_\w+)/")
+_HOLDER = "model_weights"
 
 
 def sniff(head: bytes, _file: ModelFile) -> bool:
@@ -78,50 +71,21 @@ def read(file: ModelFile) -> RawModel:
     UnsafeCheckpointError
         The file points outside itself or declares more than it can hold.
     """
-    check_readable(file)
-    check_survivable(file.path)
-    return _read(file)
-
-
-def rehearse(path: str) -> None:
-    """Do with libhdf5 all that reading a file will do, in a process that may die of it.
-
-    Parameters
-    ----------
-    path
-        The file.
-    """
-    with contextlib.suppress(SourceError):
-        for tensor in _read(ModelFile(Path(path))).tensors:
-            if tensor.skip is None and not lies_in_one_piece(tensor):
-                with contextlib.suppress(SourceError):
-                    tensor.load()
-
-
-def _read(file: ModelFile) -> RawModel:
-    with open_file(file) as root:
-        try:
-            return _read_root(root, file)
-        except SourceError:
-            raise
-        except H5_ERRORS as error:
-            name = file.name or file.path.name
-            raise MalformedFileError(f"{name} is no readable HDF5: {error}") from error
-
-
-def _read_root(root: h5py.File, file: ModelFile) -> RawModel:
-    listed = list_arrays(root, file)  # first: from here on no link leads out of the file
-    holder = root.get("model_weights", root)
-    prefix = "" if holder is root else "model_weights/"
-    ranks = _ranks(holder)
+    contents = read_contents(whole_file(file))
+    prefix = f"{_HOLDER}/" if _has_holder(contents) else ""
+    holder = prefix.removesuffix("/")
+    ranks = _ranks(contents, holder)
     # Data sets that no list names follow in the order they were created.
-    listed.sort(key=lambda a: ranks.get(a.path.removeprefix(prefix), len(ranks)))
-    flips = _text(_attribute(root, holder, "backend")) == "theano"
+    listed = sorted(
+        contents.arrays, key=lambda a: ranks.get(a.path.removeprefix(prefix), len(ranks))
+    )
+    layers = frozenset(la for la in contents.texts("layer_names", holder) if "/" in la)
+    flips = contents.text("backend", "", holder) == "theano"
     tensors: list[Tensor] = []
     weights: list[Weight] = []
     names: set[str] = set()
     for array in listed:
-        group, name = _group_and_name(array, prefix)
+        group, name = _group_and_name(array, prefix, layers)
         name = name if name not in names else array.path
         names.add(name)
         optimizer = _OPTIMIZER.match(array.path) is not None
@@ -130,11 +94,11 @@ def _read_root(root: h5py.File, file: ModelFile) -> RawModel:
         skip: tuple[SkipReason, str] | None = None
         if optimizer:
             skip = ("optimizer_state", array.path)
-        tensors.append(array.tensor(name, skip=skip, flipped=flipped))
+        tensors.append(contents.tensor(array, name, skip=skip, flipped=flipped))
         if not optimizer:
             weights.append(Weight(name, name, group, array.shape))
-    nodes, has_edges = _nodes(root, holder, weights)
-    version = _text(_attribute(root, holder, "keras_version"))
+    nodes, has_edges = _nodes(contents.text("model_config", "", holder), weights)
+    version = contents.text("keras_version", "", holder)
     return RawModel(
         format="keras_h5",
         tensors=tuple(tensors),
@@ -145,10 +109,13 @@ def _read_root(root: h5py.File, file: ModelFile) -> RawModel:
     )
 
 
-def _nodes(
-    root: h5py.File, holder: h5py.Group, weights: Sequence[Weight]
-) -> tuple[tuple[Node, ...], bool]:
-    text = _text(_attribute(root, holder, "model_config"))
+def _has_holder(contents: Contents) -> bool:
+    return _HOLDER in contents.attributes or any(
+        a.path.startswith(f"{_HOLDER}/") for a in contents.arrays
+    )
+
+
+def _nodes(text: str, weights: Sequence[Weight]) -> tuple[tuple[Node, ...], bool]:
     if text:
         return keras_nodes(parse_config(text), weights), True
     if any(VARS.search(w.name) for w in weights):
@@ -156,52 +123,29 @@ def _nodes(
     return (), False
 
 
-def _group_and_name(array: StoredArray, prefix: str) -> tuple[str, str]:
-    """Top-level layer of a data set, and the name Keras gave the weight."""
+def _group_and_name(array: StoredArray, prefix: str, layers: Collection[str]) -> tuple[str, str]:
+    """Top-level layer of a data set, and the name Keras gave the weight.
+
+    `layers` are those whose own names hold slashes, so that their groups nest.
+    """
     inside = array.path.removeprefix(prefix)
     group, _, name = inside.partition("/")
     if not name or VARS.search(inside) or not array.path.startswith(prefix):
         return "", array.path
+    ends = [i for i, c in enumerate(inside) if c == "/" and inside[:i] in layers]
+    if ends:
+        group, name = inside[: ends[-1]], inside[ends[-1] + 1 :]
     # In a group called like the layer stands the layer's own scope: conv/conv/kernel:0.
     return (group, name) if "/" in name or prefix else (group, inside)
 
 
-def _ranks(holder: h5py.Group) -> Mapping[str, int]:
+def _ranks(contents: Contents, holder: str) -> Mapping[str, int]:
     """Place of each data set by the lists Keras keeps; HDF5 itself sorts by the alphabet."""
     paths: list[str] = []
-    for layer in _list(holder, "layer_names"):
-        group = holder.get(layer)
-        if group is not None and hasattr(group, "attrs"):
-            paths += [f"{layer}/{name}" for name in _list(group, "weight_names")]
+    for layer in contents.texts("layer_names", holder):
+        group = f"{holder}/{layer}" if holder else layer
+        paths += [f"{layer}/{name}" for name in contents.texts("weight_names", group)]
     return {path: i for i, path in reversed(list(enumerate(paths)))}
-
-
-def _list(group: h5py.Group, name: str) -> list[str]:
-    """Read a list of names; one too long for an attribute is cut into ``name0``, ``name1``, …."""
-    if name in group.attrs:
-        return [_text(v) for v in _values(group.attrs[name])]
-    found: list[str] = []
-    part = 0
-    while f"{name}{part}" in group.attrs:
-        found += [_text(v) for v in _values(group.attrs[f"{name}{part}"])]
-        part += 1
-    return found
-
-
-def _values(attribute: object) -> Sequence[object]:
-    import numpy as np
-
-    return list(np.atleast_1d(np.asarray(attribute, dtype=object)))
-
-
-def _attribute(root: h5py.File, holder: h5py.Group, name: str) -> object:
-    return root.attrs.get(name, holder.attrs.get(name))
-
-
-def _text(value: object) -> str:
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    return "" if value is None else str(value)
 
 
 READER = FormatReader(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from filterdb.layers.names import registration_order
 from filterdb.layers.raw import ConvAttributes, Node, NodeOp, layout_of_rank
 from filterdb.sources.formats.keras_weights import Weight, by_role
 
@@ -28,6 +30,9 @@ _OPS: Mapping[str, NodeOp] = {
 }  # fmt: skip
 #: Known to hold kernels of three and more axes that are no convolutions.
 _ATTENTION = re.compile(r"Attention|Einsum|LocallyConnected", re.I)
+#: ConvLSTM2D, ConvGRU2D …: convolutions of the input and of the state.
+_RECURRENT = re.compile(r"Conv(LSTM|GRU|RNN)([123])D", re.I)
+_KERNELS = ("weight", "depthwise", "pointwise", "recurrent")
 _MAX_EXTENT = 1 << 31
 
 
@@ -56,14 +61,16 @@ def layer_nodes(
     Yields
     ------
     Node
-        One; two for a separable convolution; one a kernel for a layer of an unknown class that
-        owns kernels of four or five axes.
+        One; two for a separable or recurrent convolution; one a kernel or BatchNorm for a layer of
+        an unknown class that owns such.
     """
     roles = by_role(weights)
     match = _CONV.search(kind)
     if _SEPARABLE.search(kind) and match and {"depthwise", "pointwise"} <= roles.keys():
         yield from _separable(value, kind, config, roles, inputs)
-    elif match and "LSTM" not in kind and _fits(roles, int(match[2])):
+    elif _RECURRENT.search(kind) and {"weight", "recurrent"} <= roles.keys():
+        yield from _recurrent(value, kind, config, roles, inputs)
+    elif match and _fits(roles, int(match[2])):
         yield from _convolution(value, kind, config, roles, inputs)
     elif match is None and kind in _OPS:
         yield _plain(value, kind, config, roles, inputs)
@@ -126,6 +133,34 @@ def _convolution(
     yield _activation(value, linear, config)
 
 
+def _recurrent(
+    value: str,
+    kind: str,
+    config: Mapping[str, Any],
+    roles: Mapping[str, Weight],
+    inputs: tuple[str, ...],
+) -> Iterator[Node]:
+    """Two convolutions that are summed: of the input, and of the state one step before.
+
+    The kernels of a convolutional LSTM hold four gates side by side along the output axis. The
+    second is never strided and keeps the map's size.
+    """
+    rank = len(roles["weight"].shape) - 2
+    layout = layout_of_rank("HWIO", rank)
+    middle = f"{value}.input"
+    yield Node(
+        middle, "conv", inputs, (middle,), _only(roles, weight="weight", bias="bias"),
+        _attributes(config, layout, roles["weight"].shape), source_op=kind,
+    )  # fmt: skip
+    state = ConvAttributes(layout, 1, (1,) * rank, (1,) * rank, None)
+    linear = f"{value}.linear"
+    yield Node(
+        f"{value}.state", "conv", (middle,), (linear,), _only(roles, recurrent="weight"),
+        state, source_op=kind,
+    )  # fmt: skip
+    yield Node(value, "other", (linear,), (value,), source_op="Activation")
+
+
 def _activation(value: str, linear: str, config: Mapping[str, Any]) -> Node:
     """Return the layer's own activation, which keeps a later BatchNorm from being folded."""
     function = config.get("activation")
@@ -154,21 +189,46 @@ def _unknown(
     value: str, kind: str, weights: Sequence[Weight], inputs: tuple[str, ...]
 ) -> Iterator[Node]:
     """Take the kernels of a layer of somebody's own for convolutions, one after the other."""
-    kernels = [
-        w
-        for w in weights
-        if len(w.shape) in (4, 5)
-        and w.role in ("weight", "depthwise", "pointwise")
-        and not _ATTENTION.search(kind)
-    ]
-    for weight in kernels:
-        name = f"{value}/{weight.name.split(':')[0]}"
-        letters = "HWIM" if weight.role == "depthwise" else "HWIO"
-        layout = layout_of_rank(letters, len(weight.shape) - 2)
-        conv = _attributes(None, layout, weight.shape)
-        yield Node(name, "conv", inputs, (name,), {"weight": weight.tensor}, conv, source_op=kind)
-        inputs = (name,)
+    scopes: dict[str, list[Weight]] = {}
+    for weight in weights:
+        scopes.setdefault("/".join(weight.scopes), []).append(weight)
+    listed = list(scopes)
+    for scope in (listed[i] for i in registration_order(listed)):
+        if _ATTENTION.search(kind) or _ATTENTION.search(scope):
+            continue
+        for node in _parts(value, kind, scope, scopes[scope]):
+            yield replace(node, inputs=inputs)
+            inputs = node.outputs
     yield Node(value, "other", inputs, (value,), source_op=kind)
+
+
+def _parts(value: str, kind: str, scope: str, weights: Sequence[Weight]) -> Iterator[Node]:
+    """Tell by names and shapes what one scope of a layer of somebody's own is."""
+    roles = by_role(weights)
+    if {"mean", "var"} <= roles.keys():
+        name = f"{value}/{scope}"
+        norm = {r: w.tensor for r, w in roles.items() if r in ("gamma", "beta", "mean", "var")}
+        yield Node(name, "batch_norm", (), (name,), norm, source_op=kind)
+        return
+    kernels = [w for w in weights if w.role in _KERNELS and _is_kernel(w, scope or kind)]
+    for weight in kernels:
+        leaf = weight.name.split(":")[0]
+        name = f"{value}/{scope if scope and len(kernels) == 1 else leaf}"
+        letters = "HWIM" if weight.role == "depthwise" else "HWIO"
+        transposed = "transpose" in scope.lower() and weight.role == "weight"
+        layout = layout_of_rank("HWOI" if transposed else letters, len(weight.shape) - 2)
+        conv = _attributes(None, layout, weight.shape)
+        parts = {"weight": weight.tensor}
+        if weight is kernels[-1] and "bias" in roles:
+            parts["bias"] = roles["bias"].tensor
+        op: NodeOp = "conv_transpose" if transposed else "conv"
+        yield Node(name, op, (), (name,), parts, conv, source_op=kind)
+
+
+def _is_kernel(weight: Weight, where: str) -> bool:
+    # Kernels of three axes are attention projections as often as 1-D convolutions.
+    rank = len(weight.shape)
+    return rank in (4, 5) or (rank == 3 and "conv" in where.rsplit("/", 1)[-1].lower())
 
 
 def _only(roles: Mapping[str, Weight], **names: str) -> dict[str, str]:

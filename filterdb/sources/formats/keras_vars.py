@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from filterdb.layers.raw import ConvAttributes, Node, NodeOp, layout_of_rank
 
@@ -36,6 +36,80 @@ _OPS: Mapping[str, tuple[NodeOp, tuple[str, ...]]] = {
     "group_normalization": ("norm", ("gamma", "beta")),
     "p_re_lu": ("norm", ("weight",)),
 }  # fmt: skip
+
+
+#: Names Keras itself gives the variables of its classes, in the order in which it creates them.
+_LEAVES: Mapping[str, tuple[str, ...]] = {
+    "dense": ("kernel", "bias"), "embedding": ("embeddings",), "p_re_lu": ("alpha",),
+    "cell": ("kernel", "recurrent_kernel", "bias"),
+}  # fmt: skip
+_CONVOLUTION = re.compile(r"(^|_)(separable_|depthwise_)?(conv|convolution|deconvolution)_?[123]d")
+_NORMS = ("layer_normalization", "group_normalization", "instance_normalization")
+
+
+def snake_case(name: str) -> str:
+    """Return a class's name as Keras writes it into paths.
+
+    Parameters
+    ----------
+    name
+        ``Conv2DTranspose``; a package in front of it (``Custom>Block``) is dropped.
+
+    Returns
+    -------
+    str
+        ``conv2d_transpose``.
+    """
+    name = re.sub(r"\W+", "", name.rsplit(">", 1)[-1])
+    name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)
+    return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
+
+
+def leaf_names(kind: str, shapes: Sequence[Shape], config: Mapping[str, Any]) -> list[str]:
+    """Name the numbered variables of one layer as earlier versions of Keras did.
+
+    Parameters
+    ----------
+    kind
+        The layer's class, or its group's name.
+    shapes
+        Of its variables, by number.
+    config
+        The layer's configuration; empty where there is none.
+
+    Returns
+    -------
+    list of str
+        "kernel", "bias", "moving_mean", …; the number where nothing tells.
+    """
+    kind = _CLASS.sub(r"\1", snake_case(kind))
+    names = list(_names_of(kind, shapes, config))[: len(shapes)]
+    return names + [str(i) for i in range(len(names), len(shapes))]
+
+
+def _names_of(kind: str, shapes: Sequence[Shape], config: Mapping[str, Any]) -> Sequence[str]:
+    match = _CONVOLUTION.search(kind)
+    affine = [n for n, key in (("gamma", "scale"), ("beta", "center")) if config.get(key, True)]
+    if match:
+        kernels = {
+            "separable_": ("depthwise_kernel", "pointwise_kernel"),
+            "depthwise_": ("depthwise_kernel",),
+        }.get(match[2] or "", ("kernel",))
+        return (*kernels, "bias")
+    if kind in _LEAVES:
+        return _LEAVES[kind]
+    if kind in _NORMS:
+        return affine
+    looks = len(shapes) == 4 and len(shapes[0]) == 1 and len(set(shapes)) == 1
+    if "batch_normalization" in kind or looks:
+        # Only the configuration, or four vectors, tell which of scale and shift is there.
+        known = affine if config else affine if len(shapes) == 4 else []
+        return (*known, "moving_mean", "moving_variance")
+    rank = len(shapes[0]) if shapes else 0
+    told = len(shapes) < 2 or shapes[1] == shapes[0][-1:]
+    if told and (rank in (2, 4, 5) or (rank == 3 and "conv" in kind)):
+        return ("kernel", "bias")
+    return ()
 
 
 @dataclass(frozen=True)

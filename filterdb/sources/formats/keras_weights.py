@@ -19,7 +19,10 @@ _ROLES = {
     "depthwise_kernel": "depthwise", "pointwise_kernel": "pointwise",
     "gamma": "gamma", "beta": "beta", "moving_mean": "mean", "moving_variance": "var",
     "running_mean": "mean", "running_std": "var", "running_variance": "var",
-    "embeddings": "weight", "alpha": "weight",
+    "embeddings": "weight", "alpha": "weight", "recurrent_kernel": "recurrent",
+    # TF-slim's names, in layers made of modules of TensorFlow Hub.
+    "weights": "weight", "biases": "bias",
+    "depthwise_weights": "depthwise", "pointwise_weights": "pointwise",
 }  # fmt: skip
 #: Keras 1 joins layer and weight by an underscore: "convolution2d_1_W", "bn_running_std".
 _JOINED = ("running_mean", "running_std", "gamma", "beta", "W", "b")
@@ -145,7 +148,8 @@ def weight_role(name: str) -> str | None:
     Returns
     -------
     str or None
-        A role of :class:`filterdb.layers.raw.Node`, "depthwise", "pointwise", or None.
+        A role of :class:`filterdb.layers.raw.Node`, "depthwise", "pointwise", "recurrent", or
+        None.
     """
     last = name.rsplit("/", 1)[-1].split(":")[0]
     if last in _ROLES:

@@ -6,6 +6,7 @@ libhdf5 is C and has died of damaged files before, so the long loops run in a ch
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import zlib
@@ -15,8 +16,8 @@ import h5py
 import numpy as np
 import pytest
 
-from filterdb.errors import MalformedFileError, SourceError, UnsafeCheckpointError
-from filterdb.sources.formats import hdf5_guard, keras_h5
+from filterdb.errors import FetchError, MalformedFileError, SourceError, UnsafeCheckpointError
+from filterdb.sources.formats import hdf5_guard
 from filterdb.sources.formats.base import ModelFile
 from filterdb.sources.formats.keras_graph import keras_nodes
 from filterdb.sources.formats.keras_h5 import read
@@ -31,6 +32,7 @@ from tests.sources.formats.keras_files import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 #: Damages copies of a file and reads them; prints how many were read and how many refused.
@@ -63,13 +65,6 @@ print("done", ok, refused)
 """
 
 
-@pytest.fixture(autouse=True)
-def _no_rehearsal(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files made here do not kill libhdf5; the child process is tested by those marked slow."""
-    if request.node.get_closest_marker("slow") is None:
-        monkeypatch.setattr(keras_h5, "check_survivable", lambda _path: None)
-
-
 def small_file(path: Path) -> ModelFile:
     config = sequential("s", [layer("Conv2D", "c"), layer("BatchNormalization", "n")])
     groups = {"c": conv("c", 3, 3, 2, 4, bias=True), "n": norm("n", 4)}
@@ -95,17 +90,61 @@ def test_damage_is_an_error_of_ours(tmp_path: Path, mode: str, n: int) -> None:
         assert read_ok == 0
 
 
-@pytest.mark.slow
-def test_what_kills_libhdf5_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+#: The helper process with another way to do its tasks.
+_OTHERWISE = """
+import json, os, signal, sys
+sys.path[:] = json.loads(sys.argv[1])
+from filterdb.sources.formats import hdf5_arrays, hdf5_guard
+{}
+hdf5_guard.serve()
+"""
+
+
+@pytest.fixture
+def otherwise(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    def set_code(code: str) -> None:
+        monkeypatch.setattr(hdf5_guard, "_CHILD", _OTHERWISE.format(code))
+        hdf5_guard._helper.cache_clear()
+
+    yield set_code
+    hdf5_guard._helper.cache_clear()
+
+
+def test_what_kills_libhdf5_is_an_error(
+    tmp_path: Path, otherwise: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = small_file(tmp_path / "m.h5")
-    dying = "import os, signal, sys; os.kill(os.getpid(), signal.SIGKILL)"
-    monkeypatch.setattr(hdf5_guard, "_CHILD", dying)
-    with pytest.raises(MalformedFileError, match="crashes on it"):
-        read(file)
-    monkeypatch.setattr(hdf5_guard, "_CHILD", "while True: pass")
-    monkeypatch.setattr(hdf5_guard, "TIMEOUT_SECONDS", 0.5)
+    otherwise("hdf5_arrays.perform = lambda task: os.kill(os.getpid(), signal.SIGSEGV)")
+    for _ in range(2):
+        with pytest.raises(MalformedFileError, match="crashes on it"):
+            read(file)
+    monkeypatch.setattr(hdf5_guard, "CPU_SECONDS", 1)
+    otherwise("hdf5_guard.CPU_SECONDS = 1\ndef perform(task):\n while True: pass\n"
+              "hdf5_arrays.perform = perform")  # fmt: skip
     with pytest.raises(MalformedFileError, match="does not finish"):
         read(file)
+
+
+def test_memory_of_the_child_is_bounded(tmp_path: Path, otherwise: Callable[[str], None]) -> None:
+    otherwise("hdf5_arrays.perform = lambda task: [bytes(1 << 30)]")
+    with pytest.raises(MalformedFileError, match="crashes on it"):
+        read(small_file(tmp_path / "m.h5"))
+
+
+def test_helper_that_is_gone_is_started_again(tmp_path: Path) -> None:
+    file = small_file(tmp_path / "m.h5")
+    read(file)
+    process = hdf5_guard._helper(os.getpid())._process
+    assert process is not None
+    process.kill()
+    process.wait()
+    assert len(read(file).tensors) == 6
+
+
+def test_helper_that_does_not_start(tmp_path: Path, otherwise: Callable[[str], None]) -> None:
+    otherwise("sys.exit(3)")
+    with pytest.raises(FetchError, match="does not run"):
+        read(small_file(tmp_path / "m.h5"))
 
 
 def test_external_link(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from filterdb.layers.detect import find_layers
-from filterdb.sources.formats import detect, keras_h5, read_model
+from filterdb.sources.formats import detect, read_model
 from filterdb.sources.formats.base import ModelFile
 from filterdb.sources.formats.keras_h5 import read
 from tests.sources.formats.keras_files import (
@@ -32,13 +32,6 @@ if TYPE_CHECKING:
 
 def nodes_of(raw: RawModel) -> dict[str, Node]:
     return {node.name: node for node in raw.nodes}
-
-
-@pytest.fixture(autouse=True)
-def _no_rehearsal(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files made here do not kill libhdf5; the child process is tested in test_keras_bad_input."""
-    if request.node.get_closest_marker("slow") is None:
-        monkeypatch.setattr(keras_h5, "check_survivable", lambda _path: None)
 
 
 def small_model(path: Path) -> ModelFile:
