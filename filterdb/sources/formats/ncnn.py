@@ -1,4 +1,4 @@
-"""ncnn models: a ``.param`` text that says what the ``.bin`` beside it holds, in order."""
+"""ncnn models: a ``.param`` text, or its binary form, says what the ``.bin`` beside it holds."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from filterdb.errors import MalformedFileError, MissingCompanionError, UnsafeChe
 from filterdb.layers.raw import SPATIAL_LETTERS, ConvAttributes, Node, RawModel, Tensor
 from filterdb.sources.formats.base import FormatReader, ModelFile
 from filterdb.sources.formats.file_view import map_file
+from filterdb.sources.formats.ncnn_binary import is_binary, parse_binary
 from filterdb.sources.formats.ncnn_param import MAGIC, LayerRecord, parse_param
 from filterdb.sources.formats.ncnn_values import Stored, load_stored, locate
 from filterdb.sources.formats.ncnn_weights import WEIGHTED, WEIGHTLESS, per_axis, spatial_rank
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from filterdb.types import Shape, SkipReason
 
 #: The text of the largest real networks is below one megabyte.
-_MAX_TEXT = 64 * 1024 * 1024
+_MAX_TEXT = 32 * 1024 * 1024
 _IDENTITY = frozenset(
     {"Split", "Noop", "Dropout", "Cast", "Packing", "Quantize", "Dequantize", "Requantize"}
 )
@@ -34,7 +35,7 @@ _ELEMENTWISE: dict[int, NodeOp] = {0: "add", 2: "multiply"}
 
 
 def sniff(head: bytes, _file: ModelFile) -> bool:
-    """Tell whether a file is an ncnn text model.
+    """Tell whether a file is an ncnn model, text or binary.
 
     Parameters
     ----------
@@ -44,9 +45,9 @@ def sniff(head: bytes, _file: ModelFile) -> bool:
     Returns
     -------
     bool
-        True where its first line is ncnn's magic number.
+        True where its first line, or first number, is ncnn's magic number.
     """
-    return head[:16].split(b"\n", 1)[0].strip() == MAGIC.encode()
+    return is_binary(head) or head[:16].split(b"\n", 1)[0].strip() == MAGIC.encode()
 
 
 def companions(file: ModelFile) -> tuple[str, ...]:
@@ -55,14 +56,16 @@ def companions(file: ModelFile) -> tuple[str, ...]:
     Parameters
     ----------
     file
-        The ``.param`` file.
+        The ``.param`` or ``.param.bin`` file.
 
     Returns
     -------
     tuple of str
-        Its name with ``.bin`` for ``.param``.
+        Its name with ``.bin`` for either.
     """
-    return (Path(file.name or file.path.name).with_suffix(".bin").name,)
+    name = file.name or file.path.name
+    stem = name.removesuffix(".bin") if name.endswith(".param.bin") else name
+    return (Path(stem).with_suffix(".bin").name,)
 
 
 def read(file: ModelFile) -> RawModel:
@@ -86,9 +89,12 @@ def read(file: ModelFile) -> RawModel:
     where = file.name or file.path.name
     with map_file(file.path) as data:
         if len(data) > _MAX_TEXT:
-            raise UnsafeCheckpointError(f"{where} holds {len(data)} bytes of text")
-        text = bytes(data).decode("utf-8", "replace")
-    layers = parse_param(text, where)
+            raise UnsafeCheckpointError(
+                f"{where} is {len(data)} bytes long, {_MAX_TEXT} is the most"
+            )
+        binary = is_binary(bytes(data[:12]))
+        text = "" if binary else bytes(data).decode("utf-8", "replace")
+        layers = parse_binary(data, where) if binary else parse_param(text, where)
     weights_path = _weights_path(file)
     reader = _Reader(weights_path, where)
     with map_file(weights_path) as data:
@@ -99,7 +105,7 @@ def read(file: ModelFile) -> RawModel:
         nodes=tuple(reader.nodes),
         has_edges=True,
         default_layout="OIHW",
-        notes=(f"ncnn text model of {len(layers)} layers",),
+        notes=(f"ncnn {'binary' if binary else 'text'} model of {len(layers)} layers",),
     )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from filterdb.errors import MalformedFileError, UnsafeCheckpointError, UnsupportedFormatError
 from filterdb.sources.formats.base import MAX_TENSORS
+from filterdb.sources.formats.memory_room import Room
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,7 +17,10 @@ if TYPE_CHECKING:
 MAGIC = "7767517"
 _MAX_BLOBS = 100_000
 #: Array parameters carry their id as −23300 − id.
-_ARRAY = -23300
+ARRAY = -23300
+#: Bytes of memory that may be taken for layers, beside as many as the file has; and what a layer
+#: takes, with its node and tensors, and a parameter or blob name.
+ROOM, LAYER_BYTES, PARAMETER_BYTES = 160 * 1024**2, 2500, 120
 
 Parameter: TypeAlias = float | int | tuple[float | int, ...]
 
@@ -114,23 +119,24 @@ def parse_param(text: str, where: str) -> list[LayerRecord]:
     UnsafeCheckpointError
         If it states more layers than any network has.
     """
-    lines = text.splitlines()
-    if not lines or lines[0].strip() != MAGIC:
+    lines = iter(io.StringIO(text))
+    if next(lines, "").strip() != MAGIC:
         raise UnsupportedFormatError(
             f"{where} is no ncnn text model: expected {MAGIC} in its first line",
-            tip="binary .param.bin files keep no names and are not read",
         )
-    counts = lines[1].split() if len(lines) > 1 else []
+    counts = next(lines, "")[:100].split()
     if len(counts) != 2 or not all(c.isascii() and c.isdigit() and len(c) < 10 for c in counts):
         raise MalformedFileError(f"{where}, line 2: expected the numbers of layers and blobs")
     n_layers = int(counts[0])
     if n_layers > MAX_TENSORS:
         raise UnsafeCheckpointError(f"{where} announces {n_layers} layers")
-    layers = [
-        _layer(line.split(), where, number)
-        for number, line in enumerate(lines[2:], start=3)
-        if line.strip()
-    ]
+    room = Room(len(text), flat=ROOM, where=where)
+    layers: list[LayerRecord] = []
+    for number, line in enumerate(lines, start=3):
+        if line.strip():
+            words = line.split()
+            room.take(LAYER_BYTES + PARAMETER_BYTES * len(words))
+            layers.append(_layer(words, where, number))
     if len(layers) != n_layers:
         raise MalformedFileError(
             f"{where} announces {n_layers} layers and holds {len(layers)}",
@@ -156,9 +162,9 @@ def _layer(words: list[str], where: str, number: int) -> LayerRecord:
         key = _number(key_text, broken)
         if not equals or not isinstance(key, int):
             raise broken
-        if key <= _ARRAY:
+        if key <= ARRAY:
             items = value.split(",")
-            parameters[_ARRAY - key] = tuple(_number(item, None) for item in items[1:])
+            parameters[ARRAY - key] = tuple(_number(item, None) for item in items[1:])
         else:
             parameters[key] = _number(value, None)
     inputs, outputs = words[4 : 4 + n_inputs], words[4 + n_inputs : blobs]
