@@ -35,6 +35,7 @@ _BUILT_IN = {
     "npz": "filterdb.sources.formats.npz",
     "keras_v3": "filterdb.sources.formats.keras_v3",
     "keras_h5": "filterdb.sources.formats.keras_h5",
+    "torch7": "filterdb.sources.formats.torch7",
     "tza": "filterdb.sources.formats.tza",
     "tflite": "filterdb.sources.formats.tflite",
     "tfjs": "filterdb.sources.formats.tfjs",
