@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from filterdb.sources.formats.torch_parts import Found
 
-MAX_STEPS = 1_000_000
+#: A YOLOv8 takes 9,000.
+MAX_STEPS = 300_000
 #: Calls in calls and expressions in expressions, which are calls of this program, too.
 MAX_DEPTH = 250
 #: Packed convolutions hold 15 numbers at most.

@@ -72,6 +72,7 @@ _DESCRIPTIONS = _words(
     "__contains__ get_device is_complex is_quantized stride storage_offset NumToTensor "
     "is_contiguous is_scripting is_tracing warn format"
 )
+_AS = _words("reshape_as view_as")
 #: What makes a tensor's axes mean something else.
 _MOVING = _words(
     "permute transpose t movedim swapaxes reshape view unsqueeze squeeze flatten unflatten "
@@ -139,8 +140,10 @@ class Recorder:
             "conv_tbc",
         ):
             return self._convolution(call, call.named(like))
+        if name in _AS and len(call.arguments) == 2:
+            return self._shaped_as(call, *call.arguments)
         handler = _HANDLERS.get(like)
-        if handler is not None:
+        if handler is not None and any(True for a in call.arguments for _ in flows(a)):
             return handler(self, call, like)
         return self.other(call)
 
@@ -178,6 +181,11 @@ class Recorder:
         if any(True for value in values for _ in flows(value)):
             return self.write("other", call, values)
         return made_of(values, moved=call.name.removesuffix("_") in _MOVING)
+
+    def _shaped_as(self, call: Call, value: Value, pattern: Value) -> Value:
+        # Standardised weights are flattened, normalised, and brought back to their own shape.
+        back = isinstance(value, Parameter) and isinstance(pattern, Parameter)
+        return pattern if back and value.name == pattern.name else self.other(call)
 
     def _identity(self, call: Call) -> Value:
         value = call.arguments[0] if call.arguments else UNKNOWN
