@@ -7,8 +7,9 @@ A state dict holds shapes and names only. What is concluded from them, and what 
   is so long (unless the file is sorted by the alphabet, which puts others there); where an even
   kernel without a bias has as many inputs *that way round* as the layer before has outputs, and
   nothing emits as many as the other way round would need; where a bias shows that the second axis
-  holds one of several groups; where the name says deconv or transpose; or, for equal axes, where
-  an even kernel lies in something called up. Otherwise it is an ordinary convolution.
+  holds one of several groups; where the name says deconv or transpose; or where an even kernel lies
+  in something called up and its axes are equal, or one of them is 1 (bilinear upsampling, channel
+  by channel). Otherwise it is an ordinary convolution.
 * **depthwise** and **grouped** as :mod:`filterdb.layers.groups` concludes.
 """
 
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
     from filterdb.layers.modules import Module
     from filterdb.types import Op, Shape
 
-_TRANSPOSED = re.compile(r"deconv|transpose|(^|[._/])(t_?conv|convt|conv_t)\d*(?=$|[._/])", re.I)
+_TRANSPOSED = re.compile(
+    r"deconv|transpose|(^|[._/])(t_?p?_?conv|convtr?|conv_tr?)\d*(?=$|[._/])", re.I
+)
 _UP = frozenset({"up", "upconv", "upsample", "upsampling", "upsampler", "unpool", "decoder", "dec"})
 
 
@@ -130,19 +133,25 @@ def candidates_of(
     found: list[Candidate] = []
     by_rank: dict[int, list[int]] = {}
     single: set[int] = set()
+    before_shape: Shape = ()
     for module in convolutions:
-        rank = len(module.tensors["weight"].shape)
+        weight = module.tensors["weight"]
+        rank = len(weight.shape)
         emitted = by_rank.setdefault(rank, [])
         node = nodes[module.node] if module.node is not None else None
         told = node.conv if node is not None and node.conv is not None else ConvAttributes()
         after = following.get(module.position) if ordered else None
-        op = _op(module, node, choice, transposed, after, emitted)
+        # What has the shape of the layer before it may be a second branch (sine beside cosine).
+        twin = weight.shape == before_shape
+        before_shape = weight.shape
+        op = _op(module, node, choice, transposed, after, () if twin else emitted)
         layout = told.layout or _layout(module, op, choice)
         groups = told.groups
         if groups is None:
             width = _width(modules, module.position) if ordered else None
             first = not emitted and not (not ordered and rank in imaged)
-            before = _Before(emitted, width, first, rank in single)
+            last = module is convolutions[-1]
+            before = _Before(emitted, width, first, rank in single, last)
             groups = _groups(module, op, layout, before)
         found.append(_candidate(module, op, layout, groups, told))
         if not NO_EVIDENCE & set(tokens(module.name)):
@@ -199,8 +208,10 @@ def _op(
     even = all(k % 2 == 0 for k in kernel)
     if even and emitted is None and earlier and earlier[-1] == out != into not in earlier:
         return "conv_transpose"
-    up = bool(_UP & set(tokens(module.name)[-4:])) and "conv" not in tokens(module.name)[-1:]
-    return "conv_transpose" if named or (even and up and out == into) else "conv"
+    up = bool(_UP & set(tokens(module.name))) and "conv" not in tokens(module.name)[-1:]
+    # Bilinear upsampling channel by channel (CenterNet): one output per group, without a bias.
+    single = into == 1 < out and emitted is None and kernel[0] > 2
+    return "conv_transpose" if named or (even and up and (out == into or single)) else "conv"
 
 
 def _emitted(module: Module, after: Module | None) -> int | None:
@@ -249,12 +260,13 @@ def _layout(module: Module, op: Op, choice: LayoutChoice) -> str:
 
 @dataclass(frozen=True)
 class _Before:
-    """What lies before a convolution; see :func:`filterdb.layers.groups.depthwise_groups`."""
+    """What lies around a convolution; see :func:`filterdb.layers.groups.depthwise_groups`."""
 
     emitted: Sequence[int]
     width: int | None
     first: bool
     single: bool
+    last: bool
 
 
 def _imaged(shape: Shape) -> bool:
@@ -263,8 +275,10 @@ def _imaged(shape: Shape) -> bool:
 
 def _width(modules: Sequence[Module], position: int) -> int | None:
     """Channels of what lies right before a module, where that is no convolution."""
+    own = modules[position].name
     for module in modules[max(0, position - 8) : position][::-1]:
-        if NO_EVIDENCE & set(tokens(module.name)):
+        # A block's own scale is registered ahead of what it scales.
+        if NO_EVIDENCE & set(tokens(module.name)) or own.startswith(f"{module.name}."):
             continue
         if module.kind in ("linear", "norm") and module.channels:
             return module.channels
@@ -289,7 +303,8 @@ def _groups(module: Module, op: Op, layout: str, before: _Before) -> int:
         if length is not None and length > size["O"] and length % size["O"] == 0:
             groups = length // size["O"]
             return groups if size["I"] % groups == 0 else 1
-        return 1
+        alone = size["O"] == 1 and length is None and not before.last
+        return size["I"] if alone and _UP & set(tokens(module.name)) else 1
     if size["I"] != 1 or size["O"] == 1:
         return 1
     larger = any(n > 1 for axis, n in size.items() if axis not in "OI")
