@@ -201,7 +201,9 @@ def _uri(row: Mapping[str, str], where: str) -> tuple[str, str]:
         registry, package = row["registry"], row["package"]
         if registry in _SEPARATOR:
             body = f"{package}{_SEPARATOR[registry]}{row['version']}"
-            members = tuple(row["path_in_archive"].split("#/"))
+            # "./weights/model.pt" is how `tar c .` writes it, and whoever lists such an archive.
+            path = row["path_in_archive"].removeprefix("./")
+            members = tuple(path.split("#/"))
             return format_uri(SourceUri(registry, body, (), members)), ""
         uri = f"{registry}:{package}={row['version']}!/{row['path_in_archive']}"
     if not uri:

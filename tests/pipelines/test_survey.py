@@ -124,7 +124,7 @@ def test_package_columns_become_uris(tmp_path: Path) -> None:
     path.write_text(
         "registry,package,version,archive_sha256,path_in_archive,format,n_conv_layers\n"
         f"pypi,some-net,1.0,{'0' * 64},a dir/50%.zip#/in#side?.pt,pytorch,4\n"
-        "npm,@scope/net,2.0.0,,package/model.json,tfjs,\n"
+        "npm,@scope/net,2.0.0,,./package/model.json,tfjs,\n"
         "debian,pkg,3,,usr/x.h5,keras-h5,1\n"
     )
     first, second, third = read_list(path)
