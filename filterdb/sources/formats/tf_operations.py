@@ -106,10 +106,15 @@ def _attribute(value: object) -> Attribute:
         if values.get("i"):
             whole = tuple(_integer(v) for v in _list(values["i"]))
             return tuple(v for v in whole if v is not None) if None not in whole else None
+        called = [v for v in _list(values.get("func")) if isinstance(v, Mapping)]
+        if called:
+            return tuple(clean(str(v.get("name", ""))) for v in called)
         return tuple(_word(v) for v in _list(values.get("s")))
     for key, convert in (("s", _word), ("i", _integer), ("f", _number)):
         if key in value:
             return convert(value[key])
+    if isinstance(value.get("func"), Mapping):
+        return clean(str(value["func"].get("name", "")))
     flag = value.get("b")
     return flag if isinstance(flag, bool) else None
 

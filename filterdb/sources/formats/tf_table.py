@@ -26,8 +26,8 @@ _TRAILER = 5  # compression, checksum
 _MAX_KEY = 1 << 14
 #: All keys together; keys of shared prefixes take more memory than file.
 _MAX_KEYS = 64 << 20
-#: Largest block once decompressed. TensorFlow cuts them at 256 KiB, but never inside a value.
-_MAX_BLOCK = 1 << 30
+#: Decompressed bytes beyond the stored ones. Blocks are cut at 256 KiB, but never inside a value.
+_MAX_GROWTH = 96 << 20
 #: Three bytes of snappy make at most 64.
 _SNAPPY_EXPANSION = 32
 
@@ -202,7 +202,7 @@ def decompress_snappy(data: bytes, *, where: str) -> bytes:
         If they announce more than snappy can hold.
     """
     length, position = _length(data, where)
-    if length > min(_MAX_BLOCK, _SNAPPY_EXPANSION * len(data) + 64):
+    if length > min(len(data) + _MAX_GROWTH, _SNAPPY_EXPANSION * len(data) + 64):
         raise UnsafeCheckpointError(
             f"{where}: {len(data):,} bytes of snappy announce {length:,} bytes"
         )
@@ -228,7 +228,8 @@ def decompress_snappy(data: bytes, *, where: str) -> bytes:
             position += width
             if not 0 < offset <= len(plain):
                 raise MalformedFileError(f"{where}: snappy copies from before its beginning")
-            source = plain[-offset:][:count]
+            first = len(plain) - offset
+            source = plain[first : first + count]
             # A copy may reach into itself: it repeats what it has written.
             plain += (source * (count // len(source) + 1))[:count]
         if len(plain) > length or position > len(data):

@@ -7,29 +7,37 @@ in each, the bytes of the shards follow one another and the weights lie in them 
 
 from __future__ import annotations
 
-import json
 import posixpath
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filterdb.errors import (
     FetchError,
     MalformedFileError,
     MissingCompanionError,
     UnsafeCheckpointError,
-    UnsupportedFormatError,
 )
 from filterdb.layers.raw import Node, RawModel, Tensor
 from filterdb.sources.formats.base import MAX_TENSORS, FormatReader, ModelFile
+from filterdb.sources.formats.file_view import map_file
 from filterdb.sources.formats.keras_graph import keras_nodes, parse_config
 from filterdb.sources.formats.keras_weights import Weight
 from filterdb.sources.formats.tf_graph import graph_nodes, named_convolutions
-from filterdb.sources.formats.tf_operations import operation_from_json
+from filterdb.sources.formats.tf_inline import inline
+from filterdb.sources.formats.tf_library import library_from_json
+from filterdb.sources.formats.tfjs_text import (
+    MAX_TEXT,
+    encoded_range,
+    is_script,
+    load_document,
+    script_suffix,
+)
 from filterdb.sources.formats.tfjs_weights import Shard, group_tensors, small_integers
 
-#: Largest JSON read; Python needs some ten times as much to hold it.
-MAX_JSON = 256 * 1024 * 1024
+if TYPE_CHECKING:
+    from pathlib import Path
+
 _SEEN = (b'"modelTopology"', b'"weightsManifest"')
 
 
@@ -49,6 +57,8 @@ def sniff(head: bytes, file: ModelFile) -> bool:
         True for JSON with the keys TensorFlow.js writes.
     """
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if is_script(file):
+        return _in_script(file)
     if start[:1] == b"[":
         return b'"weights"' in start and b'"dtype"' in start and b'"shape"' in start
     if start[:1] != b"{":
@@ -65,6 +75,15 @@ def sniff(head: bytes, file: ModelFile) -> bool:
     except OSError:
         return False
     return any(word in tail for word in _SEEN)
+
+
+def _in_script(file: ModelFile) -> bool:
+    """Whether a script holds topology and manifest of a model."""
+    try:
+        with map_file(file.path) as data:
+            return len(data) <= MAX_TEXT and all(data.find(word.strip(b'"')) >= 0 for word in _SEEN)
+    except FetchError:
+        return False
 
 
 def companions(file: ModelFile) -> tuple[str, ...]:
@@ -87,8 +106,8 @@ def companions(file: ModelFile) -> tuple[str, ...]:
     UnsafeCheckpointError
         If a path leaves the folder.
     """
-    groups = _groups(_load(file))
-    return tuple(dict.fromkeys(path for group in groups for path in _paths(group)))
+    groups = _groups(load_document(file))
+    return tuple(dict.fromkeys(path for group in groups for path in _paths(group, file)))
 
 
 def read(file: ModelFile) -> RawModel:
@@ -114,10 +133,8 @@ def read(file: ModelFile) -> RawModel:
         If a shard is not there.
     UnsafeCheckpointError
         If a path leaves the folder or sizes are absurd.
-    UnsupportedFormatError
-        If the weights are not in shards.
     """
-    document = _load(file)
+    document = load_document(file)
     tensors = _tensors(document, file)
     topology = document.get("modelTopology") if isinstance(document, Mapping) else None
     notes = _notes(document)
@@ -125,7 +142,6 @@ def read(file: ModelFile) -> RawModel:
     is_graph = isinstance(topology, Mapping) and "node" in topology
     if isinstance(topology, Mapping):
         nodes = _graph(topology, tensors) if is_graph else _layers(topology, tensors)
-        notes += _function_notes(topology)
     has_edges = bool(nodes)
     return RawModel(
         format="tfjs",
@@ -138,41 +154,24 @@ def read(file: ModelFile) -> RawModel:
     )
 
 
-def _load(file: ModelFile) -> Any:
-    try:
-        size = file.path.stat().st_size
-        if size > MAX_JSON:
-            raise UnsafeCheckpointError(
-                f"{file.name}: {size:,} bytes of JSON; at most {MAX_JSON:,} are read"
-            )
-        data = file.path.read_bytes()
-    except OSError as error:
-        raise FetchError(f"cannot open {file.path.name}: {error.strerror or error}") from error
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise MalformedFileError(f"{file.name or file.path.name} is no JSON: {error}") from error
-
-
 def _groups(document: object) -> list[Mapping[str, Any]]:
     manifest = document.get("weightsManifest") if isinstance(document, Mapping) else document
     if manifest is None and isinstance(document, Mapping):
-        if "weightSpecs" in document or "weightData" in document:
-            raise UnsupportedFormatError(
-                "a TensorFlow.js model with its weights inside the JSON",
-                tip="save it with weights in binary shards",
-            )
+        if isinstance(document.get("weightSpecs"), list):  # the weights are in the file itself
+            return [{"weights": document["weightSpecs"], "paths": []}]
         raise MalformedFileError("JSON without a weightsManifest")
     if not isinstance(manifest, list) or not all(isinstance(g, Mapping) for g in manifest):
         raise MalformedFileError("the weightsManifest is no list of groups")
     return manifest
 
 
-def _paths(group: Mapping[str, Any]) -> list[str]:
+def _paths(group: Mapping[str, Any], file: ModelFile) -> list[str]:
     paths = group.get("paths")
     if not isinstance(paths, list) or not all(isinstance(p, str) for p in paths):
         raise MalformedFileError("a group of the weightsManifest has no list of paths")
-    return [_inside(path) for path in paths]
+    # A build step that makes scripts of a model's files names them all alike.
+    suffix = script_suffix(file.name or file.path.name) if is_script(file) else ""
+    return [_inside(path if path.endswith(suffix) else path + suffix) for path in paths]
 
 
 def _inside(path: str) -> str:
@@ -193,7 +192,9 @@ def _inside(path: str) -> str:
 def _tensors(document: object, file: ModelFile) -> tuple[Tensor, ...]:
     found: list[Tensor] = []
     for number, group in enumerate(_groups(document)):
-        shards = [_shard(path, file) for path in _paths(group)]
+        shards = [_shard(path, file) for path in _paths(group, file)]
+        if not shards and isinstance(document, Mapping) and "weightSpecs" in document:
+            shards = [_encoded(file.path, file.name or file.path.name)]
         specs = group.get("weights")
         if not isinstance(specs, list) or not all(isinstance(s, Mapping) for s in specs):
             raise MalformedFileError("a group of the weightsManifest has no list of weights")
@@ -211,6 +212,8 @@ def _shard(path: str, file: ModelFile) -> Shard:
     if place is None:
         raise MissingCompanionError(f"{file.name or file.path.name} needs {path}, which is missing")
     try:
+        if is_script(file):
+            return _encoded(place, path)
         return Shard(place, place.stat().st_size)
     except FileNotFoundError as error:
         raise MissingCompanionError(
@@ -218,6 +221,11 @@ def _shard(path: str, file: ModelFile) -> Shard:
         ) from error
     except OSError as error:
         raise FetchError(f"cannot open {path}: {error.strerror or error}") from error
+
+
+def _encoded(place: Path, label: str) -> Shard:
+    start, length = encoded_range(place, label)
+    return Shard(place, length * 3 // 4, encoded_at=start)
 
 
 def _layers(topology: Mapping[str, Any], tensors: Sequence[Tensor]) -> tuple[Node, ...]:
@@ -230,29 +238,16 @@ def _layers(topology: Mapping[str, Any], tensors: Sequence[Tensor]) -> tuple[Nod
 
 
 def _graph(topology: Mapping[str, Any], tensors: Sequence[Tensor]) -> tuple[Node, ...]:
-    listed = topology["node"]
-    if not isinstance(listed, list) or not all(isinstance(n, Mapping) for n in listed):
-        raise MalformedFileError("modelTopology.node is no list of operations")
     by_name = {t.name: t for t in tensors}
 
     def small_constant(name: str) -> tuple[int, ...] | None:
         return small_integers(by_name[name]) if name in by_name else None
 
     return graph_nodes(
-        [operation_from_json(n) for n in listed],
+        inline(library_from_json(topology)).operations,
         {t.name: t.shape for t in tensors},
         small_constant=small_constant,
     )
-
-
-def _function_notes(topology: Mapping[str, Any]) -> tuple[str, ...]:
-    """Say so where convolutions lie in functions, whose weights come in as arguments."""
-    library = topology.get("library")
-    functions = library.get("function") if isinstance(library, Mapping) else None
-    bodies = [f for f in functions if isinstance(f, Mapping)] if isinstance(functions, list) else []
-    listed = [n for body in bodies for n in (body.get("nodeDef") or body.get("node_def") or [])]
-    n = sum(isinstance(node, Mapping) and "Conv" in str(node.get("op", "")) for node in listed)
-    return (f"{n} convolutions inside functions are not read",) if n else ()
 
 
 def _notes(document: object) -> tuple[str, ...]:

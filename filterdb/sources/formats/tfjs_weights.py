@@ -6,6 +6,8 @@ double precision, then rounded to float32, as TensorFlow.js does), or stored as 
 
 from __future__ import annotations
 
+import base64
+import binascii
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -35,10 +37,37 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True)
 class Shard:
-    """A file of a group and its size in bytes."""
+    """A file of a group.
+
+    Parameters
+    ----------
+    path
+        The file.
+    size
+        Bytes of weights in it.
+    encoded_at
+        Where they lie as base64, in a script or JSON; None where they are the file.
+    """
 
     path: Path
     size: int
+    encoded_at: int | None = None
+
+    def read(self, start: int, count: int) -> AnyArray:
+        """Read some of its bytes."""
+        if self.encoded_at is None:
+            return read_array(self.path, start, count, np.uint8)
+        first = start // 3
+        length = min(-(-(start + count) // 3) - first, -(-self.size // 3) - first) * 4
+        left = -(-self.size * 4 // 3) - 4 * first  # without what fills up
+        place = self.encoded_at + 4 * first
+        text = read_array(self.path, place, min(length, left), np.uint8).tobytes()
+        try:
+            plain = base64.b64decode(text + b"=" * (-len(text) % 4), validate=True)
+        except binascii.Error as error:
+            raise MalformedFileError(f"{self.path.name}: broken base64: {error}") from error
+        skipped = start - 3 * first
+        return np.frombuffer(plain, np.uint8)[skipped : skipped + count]
 
 
 @dataclass(frozen=True)
@@ -192,7 +221,7 @@ def _bytes(shards: tuple[Shard, ...], start: int, count: int) -> AnyArray:
     for shard in shards:
         if start < shard.size and wanted:
             here = min(wanted, shard.size - start)
-            pieces.append(read_array(shard.path, start, here, np.uint8))
+            pieces.append(shard.read(start, here))
             wanted -= here
             start = 0
         else:

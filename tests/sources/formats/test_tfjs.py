@@ -13,7 +13,6 @@ from filterdb.errors import (
     MalformedFileError,
     MissingCompanionError,
     UnsafeCheckpointError,
-    UnsupportedFormatError,
 )
 from filterdb.layers.detect import find_layers
 from filterdb.sources.formats import detect, read_model
@@ -375,10 +374,72 @@ def test_malformed_json(tmp_path: Path, text: str) -> None:
 
 
 def test_weights_inside_the_json(tmp_path: Path) -> None:
+    values = kernel(3, 3, 2, 4)
+    spec = [{"name": "conv/kernel", "shape": [3, 3, 2, 4], "dtype": "float32"}]
+    data = base64.b64encode(values.astype("<f4").tobytes()).decode()
     main = tmp_path / "model.json"
-    main.write_text('{"modelTopology": {}, "weightSpecs": [], "weightData": ""}')
-    with pytest.raises(UnsupportedFormatError):
+    main.write_text(json.dumps({"modelTopology": {}, "weightSpecs": spec, "weightData": data}))
+    (tensor,) = read(ModelFile(main, name="model.json")).tensors
+    assert np.array_equal(tensor.load(), values)
+    main.write_text(json.dumps({"modelTopology": {}, "weightSpecs": spec, "weightData": "A"}))
+    with pytest.raises(MalformedFileError, match="base64"):
         read(ModelFile(main, name="model.json"))
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 70])
+def test_models_turned_into_scripts(tmp_path: Path, length: int) -> None:
+    first, second = kernel(1, 1, 1, length), kernel(3, 3, 2, 4) + 0.5
+    data = first.astype("<f4").tobytes() + second.astype("<f4").tobytes()
+    (tmp_path / "model.min.js").write_text(
+        "!function(e){e.exports={modelTopology:{class_name:\"Model\",config:{name:'it\\'s',a:!0,"
+        "b:!1,c:void 0,d:[.5,-1e-3,7],2:null,layers:[]}},weightsManifest:[{paths:"
+        '["group1-shard1of1"],weights:[{name:"a/kernel",shape:[1,1,1,LENGTH],dtype:"float32"},'
+        '{name:"b/kernel",shape:[3,3,2,4],dtype:"float32"}]}]}}()'.replace("LENGTH", str(length))
+    )
+    text = base64.b64encode(data).decode()
+    (tmp_path / "group1-shard1of1.min.js").write_text(f'e.exports="{text}"')
+    file = ModelFile(tmp_path / "model.min.js", name="model.min.js")
+    assert companions(file) == ("group1-shard1of1.min.js",)
+    assert detect(file) == "tfjs"
+    parts = {n: tmp_path / n for n in companions(file)}
+    a, b = read(ModelFile(file.path, parts, file.name)).tensors
+    assert np.array_equal(a.load(), first)
+    assert np.array_equal(b.load(), second)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["modelTopology weightsManifest", "x={modelTopology:{",
+     "x={modelTopology:alert(1),weightsManifest:3}",
+     "x={modelTopology:`${1}`,weightsManifest:[]}", "x={modelTopology:1e999,weightsManifest:[]}"],
+)  # fmt: skip
+def test_scripts_that_are_no_models(tmp_path: Path, text: str) -> None:
+    main = tmp_path / "model.js"
+    main.write_text(text)
+    with pytest.raises(MalformedFileError):
+        read(ModelFile(main, name="model.js"))
+
+
+def test_convolutions_inside_functions(tmp_path: Path) -> None:
+    body = {
+        "signature": {"name": "f", "inputArg": [{"name": "x"}], "outputArg": [{"name": "y"}]},
+        "nodeDef": [
+            node("w", "Const"),
+            node("conv", "Conv2D", "x", "w:output:0", **conv_attributes(stride=2)),
+        ],
+        "ret": {"y": "conv:output:0"},
+    }
+    nodes = [
+        node("image", "Placeholder"),
+        node("call", "StatefulPartitionedCall", "image", f={"func": {"name": "f"}}),
+        node("out", "Relu", "call:0"),
+    ]
+    values = kernel(3, 3, 2, 4)
+    topology = {"node": nodes, "library": {"function": [body]}}
+    raw = read(write_tfjs(tmp_path, [plain("w", values)], topology))
+    (layer_found,) = find_layers(raw).layers
+    assert (layer_found.tensor, layer_found.stride) == ("w", (2, 2))
+    assert by_name(raw)["out"].inputs == ("conv",)
 
 
 def test_two_weights_of_one_name(tmp_path: Path) -> None:
