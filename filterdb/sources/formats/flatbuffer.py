@@ -321,6 +321,44 @@ class Table:
         self.buffer.take(count * _NUMBER_BYTES)
         return struct.unpack(f"<{count}i", self.buffer.bytes(start, start + 4 * count))
 
+    def numbers(self, field: int, kind: str) -> tuple[float | int, ...]:
+        """Read a short vector of numbers.
+
+        Parameters
+        ----------
+        field
+            Its number.
+        kind
+            "i8" or "f4".
+
+        Returns
+        -------
+        tuple
+            Empty where the field is absent.
+        """
+        layout = _SCALARS[kind]
+        start, count = self.extent(field, layout.size) or (0, 0)
+        self.buffer.spend(count)
+        self.buffer.take(count * _NUMBER_BYTES)
+        raw = self.buffer.bytes(start, start + layout.size * count)
+        return tuple(number for (number,) in layout.iter_unpack(raw))
+
+    def real(self, field: int) -> float:
+        """Read a float field.
+
+        Parameters
+        ----------
+        field
+            Its number.
+
+        Returns
+        -------
+        float
+            Its value, 0 where it is absent.
+        """
+        place = self._place(field, 4)
+        return 0.0 if place is None else float(self.buffer.scalar("f4", place))
+
     def tables(self, field: int) -> list[Table]:
         """Read a vector of tables.
 
@@ -338,6 +376,25 @@ class Table:
         self.buffer.spend(count)
         return [Table(self.buffer, self.buffer.follow(start + 4 * i)) for i in range(count)]
 
+    def texts(self, field: int) -> tuple[str, ...]:
+        """Read a vector of strings.
+
+        Parameters
+        ----------
+        field
+            Its number.
+
+        Returns
+        -------
+        tuple of str
+            Empty where the field is absent.
+        """
+        start, count = self.extent(field, 4) or (0, 0)
+        self.buffer.spend(count)
+        self.buffer.take(count * 2 * _NUMBER_BYTES)
+        places = (self.buffer.follow(start + 4 * i) for i in range(count))
+        return tuple(self._string(place, 4096) for place in places)
+
     def text(self, field: int, *, limit: int = 4096) -> str:
         """Read a string.
 
@@ -353,8 +410,16 @@ class Table:
         str
             "" where it is absent; undecodable bytes as backslash escapes.
         """
-        start, count = self.extent(field, 1) or (0, 0)
+        place = self._place(field, 4)
+        return "" if place is None else self._string(self.buffer.follow(place), limit)
+
+    def _string(self, place: int, limit: int) -> str:
+        """Decode the string at a place."""
+        count = int(self.buffer.scalar("u4", place))
+        if count > self.buffer.size - place - 4:
+            raise self.buffer.malformed(f"a text of {count} bytes leaves the file", place)
         count = min(count, limit)
         self.buffer.spend(count)
         self.buffer.take(4 * count)
-        return self.buffer.bytes(start, start + count).decode("utf-8", "backslashreplace")
+        raw = self.buffer.bytes(place + 4, place + 4 + count)
+        return raw.decode("utf-8", "backslashreplace")

@@ -1,4 +1,4 @@
-"""ONNX models, read without the onnx package: graph walked, values left in the file."""
+"""ONNX models (.onnx and .ort), read without the onnx package: graph walked, values left alone."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from filterdb.errors import SourceError
 from filterdb.layers.raw import RawModel
 from filterdb.sources.formats.base import FormatReader, ModelFile
 from filterdb.sources.formats.file_view import map_file
+from filterdb.sources.formats.flatbuffer import FlatBuffer
 from filterdb.sources.formats.onnx_constants import Constants
 from filterdb.sources.formats.onnx_flatten import Flattener
 from filterdb.sources.formats.onnx_graph import GraphTranslator
+from filterdb.sources.formats.onnx_ort import IDENTIFIER, parse_ort
 from filterdb.sources.formats.onnx_proto import OnnxParser
 from filterdb.sources.formats.onnx_values import TensorValues, external_range
 from filterdb.sources.formats.protobuf_wire import BYTES, VARINT, WireReader
@@ -37,8 +39,10 @@ def sniff(head: bytes, _file: ModelFile) -> bool:
     Returns
     -------
     bool
-        True where the first fields are those of a ModelProto.
+        True where the first fields are those of a ModelProto, or for ONNX Runtime's own form.
     """
+    if head[4:8] == IDENTIFIER:
+        return True
     wire = WireReader(head, where="head")
     seen: set[int] = set()
     position = 0
@@ -127,14 +131,18 @@ def companions(file: ModelFile) -> tuple[str, ...]:
                 if attribute.tensor is not None:
                     records.append(attribute.tensor)
         for record in records:
-            if record.external is not None:
-                names[external_range(file, record.external, record.name).location] = None
+            for part in (record, *(record.sparse or ())):
+                if part.external is not None:
+                    names[external_range(file, part.external, part.name).location] = None
     return tuple(names)
 
 
 def _parse(file: ModelFile) -> tuple[ModelRecord, int]:
+    where = file.name or file.path.name
     with map_file(file.path) as data:
-        return OnnxParser(WireReader(data, where=file.name or file.path.name)).model(), len(data)
+        if data[4:8] == IDENTIFIER:
+            return parse_ort(FlatBuffer(data, where=where)), len(data)
+        return OnnxParser(WireReader(data, where=where)).model(), len(data)
 
 
 def _notes(model: ModelRecord, flat: Flattener, translator: GraphTranslator) -> tuple[str, ...]:
@@ -153,7 +161,7 @@ def _notes(model: ModelRecord, flat: Flattener, translator: GraphTranslator) -> 
 READER = FormatReader(
     name="onnx",
     title="ONNX",
-    suffixes=(".onnx",),
+    suffixes=(".onnx", ".ort"),
     sniff=sniff,
     read=read,
     companions=companions,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from filterdb.errors import MalformedFileError, UnsupportedFormatError
+from filterdb.errors import MalformedFileError
 from filterdb.sources.formats.file_view import check_expansion, dequantise
 from filterdb.sources.formats.onnx_values import TensorValues, element_type
 from filterdb.sources.formats.onnx_views import Step, View
@@ -143,21 +143,6 @@ class Constants:
                 f"constant {view.base!r} comes to shape {array.shape}, expected {view.shape}"
             )
         return array
-
-    def refuse_sparse(self, name: str) -> AnyArray:
-        """Refuse to read a sparse tensor.
-
-        Parameters
-        ----------
-        name
-            Its name.
-
-        Raises
-        ------
-        UnsupportedFormatError
-            Always.
-        """
-        raise UnsupportedFormatError(f"tensor {name!r} is sparse, which filterdb does not read")
 
     def _apply(self, array: AnyArray, step: Step, view: View) -> AnyArray:
         if step.kind == "transpose":

@@ -128,8 +128,6 @@ class Flattener:
         self.operations: list[Operation] = []
         #: Stored tensors by value name, in file order.
         self.tensors: dict[str, TensorRecord] = {}
-        #: Sparse ones, of which only shape and type are known.
-        self.sparse: dict[str, TensorRecord] = {}
         #: Functions that were expanded, and how often.
         self.expanded: dict[str, int] = {}
         self._values: set[str] = set()
@@ -162,11 +160,9 @@ class Flattener:
             raise UnsafeCheckpointError(
                 f"{self.where} nests graphs and functions deeper than {MAX_DEPTH} levels"
             )
-        stored = [(t, self.tensors) for t in graph.initializers]
-        stored += [(t, self.sparse) for t in graph.sparse]
-        for record, table in stored:
+        for record in graph.initializers:
             # Older files list initializers among the graph's inputs too.
-            table[self._declare(scope, record.name or "initializer")] = record
+            self.tensors[self._declare(scope, record.name or "initializer")] = record
         for name in graph.inputs:
             if name not in scope.names:
                 self._declare(scope, name)
@@ -196,9 +192,6 @@ class Flattener:
             if record is not None:
                 self.tensors[outputs[0]] = record
                 return
-            if attributes.get("sparse_value") is not None:
-                self.sparse[outputs[0]] = TensorRecord(outputs[0], (), 0)
-                return
         inner = self._subgraphs(name, inputs, scope, attributes, given, depth)
         self.operations.append(
             Operation(name, node.op_type, node.domain, (*inputs, *inner), outputs, attributes)
@@ -218,7 +211,7 @@ class Flattener:
         for attribute in attributes.values():
             for graph in attribute.graphs:
                 body = _Scope(scope, f"{name}/{attribute.name}/")
-                own = {t.name for t in (*graph.initializers, *graph.sparse)}
+                own = {t.name for t in graph.initializers}
                 entered = [self._declare(body, n) for n in graph.inputs if n and n not in own]
                 if entered:
                     # Loop and Scan hand their inputs to the body.
@@ -274,7 +267,7 @@ def _bind(
 def _constant(attributes: Mapping[str, Attribute]) -> TensorRecord | None:
     """Return the tensor of a Constant node, in whichever attribute it is given."""
     for name, attribute in attributes.items():
-        if name == "value" and attribute.tensor is not None:
+        if name in ("value", "sparse_value") and attribute.tensor is not None:
             return attribute.tensor
         if name in ("value_float", "value_int") and attribute.number is not None:
             return _listed((attribute.number,), (), name)

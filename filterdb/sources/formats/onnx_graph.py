@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from filterdb.layers.raw import SPATIAL_LETTERS, ConvAttributes, Node, NodeOp, Tensor
 from filterdb.sources.formats.onnx_flatten import Flattener, Operation, sort_operations
+from filterdb.sources.formats.onnx_geometry import conv_attributes
 from filterdb.sources.formats.onnx_rules import DOMAINS, follow
 from filterdb.sources.formats.onnx_values import element_type
 from filterdb.sources.formats.onnx_views import Step, View
@@ -69,7 +70,15 @@ _QUANTISED: Mapping[str, _Quantised] = {
     "MatMulIntegerToFloat": _Quantised("linear", 1, 3, 5, bias=6, axis=-1),
 }
 #: Position of the bias of convolutions in floating point.
-_CONV = {"Conv": 2, "FusedConv": 2, "ConvTranspose": 2, "DeformConv": 3}
+_CONV = {
+    "Conv": 2, "FusedConv": 2, "NhwcConv": 2, "NhwcFusedConv": 2, "ConvTranspose": 2,
+    "ConvTransposeWithDynamicPads": 3, "DeformConv": 3, "CausalConvWithState": 2,
+    "VarlenCausalConvWithState": 3,
+}  # fmt: skip
+_TRANSPOSED = frozenset({"ConvTranspose", "ConvTransposeWithDynamicPads"})
+#: Always one group a channel, without an attribute that says so.
+_DEPTHWISE = frozenset({"CausalConvWithState", "VarlenCausalConvWithState"})
+_BLOCKED = "weights in blocks (ONNX Runtime's NCHWc), as wide as the machine that wrote them liked"
 
 
 @dataclass
@@ -112,6 +121,7 @@ class GraphTranslator:
         #: Views of each stored tensor, in order of use, and the tensors no scale was found for.
         self._views: dict[str, list[View]] = {}
         self._unscaled: set[str] = set()
+        self._blocked: set[str] = set()
         drafts = [self._draft(operation) for operation in live]
         self._names = self._name_views()
         self.nodes = tuple(self._node(draft) for draft in drafts)
@@ -129,16 +139,6 @@ class GraphTranslator:
         for base, record in self._flat.tensors.items():
             views = self._views.get(base) or [View(base, record.shape)]
             listed += [self._tensor(view) for view in views]
-        for name, record in self._flat.sparse.items():
-            listed.append(
-                Tensor(
-                    name=name,
-                    shape=record.shape,
-                    dtype=element_type(record).name,
-                    load=partial(self._constants.refuse_sparse, name),
-                    skip=("unsupported_dtype", "sparse tensor"),
-                )
-            )
         return tuple(listed)
 
     def _tensor(self, view: View) -> Tensor:
@@ -147,6 +147,8 @@ class GraphTranslator:
         skip: tuple[SkipReason, str] | None = None
         if kind.stored is None:
             skip = ("unsupported_dtype", kind.name)
+        elif base in self._blocked:
+            skip = ("unsupported_dtype", _BLOCKED)
         elif base in self._constants.parameters:
             skip = ("buffer", "scale or zero point of a quantised tensor")
         elif base in self._unscaled and not view.scaled:
@@ -196,6 +198,9 @@ class GraphTranslator:
         kind = operation.op_type
         if operation.domain not in DOMAINS:
             # Other domains reuse names: onnxruntime's nchwc.Conv has its weights in blocks.
+            weight = self._input(operation, 1) if kind == "Conv" else None
+            if weight is not None and operation.domain == "com.microsoft.nchwc":
+                self._blocked.add(weight.base)
             return _Draft(operation, "other", {})
         if kind in _CONV:
             return self._convolution(operation)
@@ -250,7 +255,7 @@ class GraphTranslator:
         return _Draft(operation, "linear", {"weight": self._use(view.stored_form())})
 
     def _convolution(self, operation: Operation) -> _Draft:
-        op: NodeOp = "conv_transpose" if operation.op_type == "ConvTranspose" else "conv"
+        op: NodeOp = "conv_transpose" if operation.op_type in _TRANSPOSED else "conv"
         roles: dict[str, View] = {}
         bias = self._input(operation, _CONV[operation.op_type])
         if bias is not None:
@@ -280,7 +285,10 @@ class GraphTranslator:
             by_axis = dict(zip(order, letters, strict=True))
             layout = "".join(by_axis[axis] for axis in range(len(letters)))
         roles = {"weight": self._use(stored), **roles}
-        return _Draft(operation, op, roles, conv_attributes(operation, rank, layout))
+        attributes = conv_attributes(operation, rank, layout)
+        if operation.op_type in _DEPTHWISE:
+            attributes = replace(attributes, groups=weight.shape[0], padding=None)
+        return _Draft(operation, op, roles, attributes)
 
     def _quantised(self, operation: Operation, places: _Quantised) -> _Draft:
         constants = self._constants
@@ -355,42 +363,3 @@ class GraphTranslator:
             elif producer.op_type in ("Reshape", "Unsqueeze", "Squeeze", "Cast", "Identity"):
                 waiting.append(producer.inputs[0])
         return factors
-
-
-def conv_attributes(operation: Operation, rank: int, layout: str | None) -> ConvAttributes:
-    """Translate strides, dilations, pads and groups.
-
-    Parameters
-    ----------
-    operation
-        A convolution.
-    rank
-        Number of spatial axes; 0 where unknown.
-    layout
-        Axis letters of its weight.
-
-    Returns
-    -------
-    ConvAttributes
-        With ONNX's defaults filled in.
-    """
-    ones = (1,) * rank if rank > 0 else None
-    return ConvAttributes(
-        layout=layout,
-        groups=int(operation.number("group", 1)),
-        stride=operation.integers("strides") or ones,
-        dilation=operation.integers("dilations") or ones,
-        padding=_padding(operation, rank),
-    )
-
-
-def _padding(operation: Operation, rank: int) -> tuple[int, ...] | None:
-    automatic = operation.text("auto_pad")
-    if automatic.startswith("SAME"):
-        return None
-    pads = None if automatic == "VALID" else operation.integers("pads")
-    if pads is None:
-        return (0,) * rank if rank > 0 else None
-    half = len(pads) // 2
-    begin, end = pads[:half], pads[half:]
-    return begin if begin == end else pads

@@ -13,6 +13,7 @@ from filterdb.sources.formats.onnx_records import (
     ModelRecord,
     NodeRecord,
     TensorRecord,
+    sparse_record,
 )
 from filterdb.sources.formats.protobuf_wire import BYTES, FIXED32, VARINT, WireReader, signed
 
@@ -107,7 +108,7 @@ class OnnxParser:
             raise UnsafeCheckpointError(
                 f"{self.wire.where} nests graphs deeper than {MAX_DEPTH} levels"
             )
-        nodes, initializers, sparse = [], [], []
+        nodes, initializers = [], []
         inputs: list[str] = []
         outputs: list[str] = []
         for number, kind, value, stop in self.wire.fields(start, end):
@@ -118,13 +119,11 @@ class OnnxParser:
             elif number == 5:
                 initializers.append(self.tensor(value, stop))
             elif number == 15:
-                sparse.append(self._sparse(value, stop))
+                initializers.append(self._sparse(value, stop))
             elif number in (11, 12):
                 self._take(_NAME + stop - value)
                 (inputs if number == 11 else outputs).append(self._string(value, stop, field=1))
-        return GraphRecord(
-            tuple(nodes), tuple(initializers), tuple(sparse), tuple(inputs), tuple(outputs)
-        )
+        return GraphRecord(tuple(nodes), tuple(initializers), tuple(inputs), tuple(outputs))
 
     def _function(self, start: int, end: int) -> tuple[tuple[str, str], GraphRecord]:
         wire = self.wire
@@ -181,7 +180,7 @@ class OnnxParser:
     def _attribute(self, start: int, end: int, depth: int) -> Attribute:
         wire = self.wire
         self._take(_ATTRIBUTE)
-        name, text, reference, sparse = "", "", "", False
+        name, text, reference = "", "", ""
         number_value: float | int | None = None
         tensor: TensorRecord | None = None
         graphs: list[GraphRecord] = []
@@ -208,8 +207,8 @@ class OnnxParser:
                 integers += wire.integers(kind, value, stop)
             elif number == 21 and kind == BYTES:
                 reference = wire.text(value, stop)
-            elif number in (22, 23):
-                sparse = True
+            elif number == 22 and kind == BYTES:
+                tensor = self._sparse(value, stop)
         return Attribute(
             name=name,
             number=number_value,
@@ -217,21 +216,20 @@ class OnnxParser:
             numbers=tuple(integers or floats),
             tensor=tensor,
             graphs=tuple(graphs),
-            sparse=sparse,
             reference=reference,
         )
 
     def _sparse(self, start: int, end: int) -> TensorRecord:
-        """Name and dense shape of a SparseTensorProto."""
-        name, dims = "", []
-        data_type = 0
+        """Parse a SparseTensorProto."""
+        parts = {1: TensorRecord("", (0,), 0), 2: TensorRecord("", (0,), 7)}
+        dims: list[int] = []
         for number, kind, value, stop in self.wire.fields(start, end):
-            if number == 1 and kind == BYTES:
-                values = self.tensor(value, stop)
-                name, data_type = values.name, values.data_type
+            if number in parts and kind == BYTES:
+                parts[number] = self.tensor(value, stop)
             elif number == 3 and kind in (VARINT, BYTES):
+                self._take(_NUMBER * (stop - value if kind == BYTES else 1))
                 dims += self.wire.integers(kind, value, stop)
-        return TensorRecord(name, tuple(dims[: MAX_RANK + 1]), data_type)
+        return sparse_record(parts[1], parts[2], tuple(dims))
 
     def tensor(self, start: int, end: int) -> TensorRecord:
         """Parse a TensorProto.

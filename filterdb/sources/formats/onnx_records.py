@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from filterdb.sources.formats.base import MAX_RANK
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -44,6 +46,8 @@ class TensorRecord:
         The values themselves, where they are few or stored unpacked (one tag each).
     external
         ``external_data`` as key → value; None where the values are in this file.
+    sparse
+        Values and indices of a tensor that names only its non-zero elements.
     segmented
         The tensor is one piece of a larger one (never seen in practice).
     """
@@ -56,6 +60,29 @@ class TensorRecord:
     inline: tuple[float | int, ...] | None = None
     external: Mapping[str, str] | None = None
     segmented: bool = False
+    sparse: tuple[TensorRecord, TensorRecord] | None = None
+
+
+def sparse_record(values: TensorRecord, indices: TensorRecord, dims: Shape) -> TensorRecord:
+    """Return the record of a sparse tensor, which has the name and type of its values.
+
+    Parameters
+    ----------
+    values
+        (n,) the elements that are stored.
+    indices
+        (n,) their places in the flat tensor, or (n, rank) their coordinates.
+    dims
+        Dense shape.
+
+    Returns
+    -------
+    TensorRecord
+        Of the dense shape.
+    """
+    return TensorRecord(
+        values.name, dims[: MAX_RANK + 1], values.data_type, sparse=(values, indices)
+    )
 
 
 @dataclass(frozen=True)
@@ -73,11 +100,9 @@ class Attribute:
     numbers
         ``ints`` or ``floats``.
     tensor
-        ``t``.
+        ``t`` or ``sparse_tensor``.
     graphs
         ``g`` and ``graphs``.
-    sparse
-        A sparse tensor is given.
     reference
         ``ref_attr_name`` inside a function.
     """
@@ -88,7 +113,6 @@ class Attribute:
     numbers: tuple[float | int, ...] = ()
     tensor: TensorRecord | None = None
     graphs: tuple[GraphRecord, ...] = ()
-    sparse: bool = False
     reference: str = ""
 
 
@@ -110,7 +134,6 @@ class GraphRecord:
 
     nodes: tuple[NodeRecord, ...] = ()
     initializers: tuple[TensorRecord, ...] = ()
-    sparse: tuple[TensorRecord, ...] = ()
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
 

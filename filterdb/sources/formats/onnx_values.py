@@ -14,7 +14,12 @@ from filterdb.errors import (
     UnsafeCheckpointError,
     UnsupportedFormatError,
 )
-from filterdb.sources.formats.file_view import check_shape, read_array, unpack_nibbles
+from filterdb.sources.formats.file_view import (
+    check_expansion,
+    check_shape,
+    read_array,
+    unpack_nibbles,
+)
 from filterdb.sources.formats.protobuf_wire import decode_varints
 
 if TYPE_CHECKING:
@@ -48,6 +53,8 @@ class ElementType:
 
 
 _INT32 = "int32_data"
+#: Values of the sixteen 4-bit floats (one sign, two exponent bits, one mantissa bit).
+_FLOAT4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 ELEMENT_TYPES = {
     1: ElementType("float32", "<f4", 32, "float_data"),
     2: ElementType("uint8", "<u1", 8, _INT32),
@@ -71,7 +78,10 @@ ELEMENT_TYPES = {
     20: ElementType("float8_e5m2fnuz", "<u1", 8, _INT32),
     21: ElementType("uint4", "<u1", 4, _INT32),
     22: ElementType("int4", "<u1", 4, _INT32),
-    23: ElementType("float4_e2m1fn", None, 4),
+    23: ElementType("float4_e2m1fn", "<u1", 4, _INT32),
+    24: ElementType("float8_e8m0", "<u1", 8, _INT32),
+    25: ElementType("uint2", "<u1", 2, _INT32),
+    26: ElementType("int2", "<u1", 2, _INT32),
 }
 
 
@@ -143,6 +153,8 @@ class TensorValues:
         """
         count = check_shape(record.shape, what=f"tensor {name!r} in {self.file.name}")
         kind = element_type(record)
+        if record.sparse is not None:
+            return self._sparse(record, count, name), None
         if kind.stored is None or record.segmented:
             return _refusal(name, kind.name), None
         if record.external is not None:
@@ -164,6 +176,33 @@ class TensorValues:
             )
         reader = _reader(self.file.path, list(record.ranges), record, name)
         return reader, ("file", record.ranges[0][0]) if record.ranges else None
+
+    def _sparse(self, record: TensorRecord, count: int, name: str) -> Callable[[], AnyArray]:
+        """Return how to expand a tensor that names its non-zero elements."""
+        values, indices = record.sparse or (record, record)
+        load_values, _key = self.loader(values, f"{name} (values)")
+        load_indices, _key = self.loader(indices, f"{name} (indices)")
+
+        def load() -> AnyArray:
+            stored, places = load_values().reshape(-1), load_indices()
+            if places.ndim == 2 and places.shape[1] == len(record.shape):
+                outside = ((places < 0) | (places >= record.shape)).any()
+                weights = [int(np.prod(record.shape[i + 1 :])) for i in range(len(record.shape))]
+                places = places @ np.array(weights, np.int64)
+            else:
+                outside = bool(((places < 0) | (places >= count)).any())
+            if places.shape != stored.shape or outside:
+                raise MalformedFileError(
+                    f"sparse tensor {name!r} in {self.file.name} of shape {list(record.shape)} has "
+                    f"{stored.size} values and indices of shape {list(places.shape)} that do not "
+                    "fit it"
+                )
+            check_expansion(count * stored.itemsize, self.size, what=f"sparse tensor {name!r}")
+            dense = np.zeros(count, stored.dtype)
+            dense[places] = stored
+            return dense.reshape(record.shape)
+
+        return load
 
     def _expected(
         self, record: TensorRecord, kind: ElementType, count: int, got: int, name: str
@@ -291,6 +330,13 @@ def _inline_reader(values: AnyArray, record: TensorRecord, name: str) -> Callabl
     return load
 
 
+def _unpack_pairs(packed: AnyArray, count: int, *, signed: bool) -> AnyArray:
+    """Unpack 2-bit integers stored four a byte, lowest bits first."""
+    bits = (packed[:, None] >> np.array([0, 2, 4, 6], np.uint8)) & np.uint8(3)
+    values = bits.reshape(-1)[:count]
+    return ((values ^ 2).astype(np.int8) - np.int8(2)).astype(np.int8) if signed else values
+
+
 def _narrow(values: AnyArray, kind: ElementType) -> AnyArray:
     """Low bits of 64-bit varints as the stored type (negative numbers are sign-extended there)."""
     stored = np.dtype(kind.stored)
@@ -304,12 +350,19 @@ def _interpret(values: AnyArray, record: TensorRecord, name: str) -> AnyArray:
     count = int(np.prod(record.shape, dtype=np.int64))
     if kind.bits == 4:
         values = unpack_nibbles(values, count, signed=kind.name == "int4")
+    elif kind.bits == 2:
+        values = _unpack_pairs(values, count, signed=kind.name == "int2")
     if values.size != count:
         raise MalformedFileError(
             f"tensor {name!r} of shape {list(record.shape)} holds {values.size} values"
         )
     if kind.name == "bfloat16":
         values = (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    elif kind.name == "float4_e2m1fn":
+        values = _FLOAT4[values]
+    elif kind.name == "float8_e8m0":
+        powers = np.ldexp(np.float32(1), values.astype(np.int32) - 127)
+        values = np.where(values == 255, np.float32(np.nan), powers)
     elif kind.name.startswith("float8"):
         import ml_dtypes
 

@@ -11,10 +11,18 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from filterdb.errors import UnsupportedFormatError
+from filterdb.errors import MalformedFileError, UnsafeCheckpointError, UnsupportedFormatError
 from filterdb.sources.formats.base import ModelFile
 from filterdb.sources.formats.onnx import READER
-from tests.sources.formats.onnx_files import RNG, model_of, read, tensor
+from tests.sources.formats.onnx_files import (
+    RNG,
+    conv,
+    convolutions,
+    model_of,
+    read,
+    tensor,
+    weight,
+)
 
 TYPES = {
     TensorProto.FLOAT: np.float32,
@@ -114,16 +122,65 @@ def test_dims_may_be_packed(tmp_path: Path) -> None:
     assert tensor(READER.read(ModelFile(path)), "t").shape == (2, 1)
 
 
-def test_strings_and_sparse_tensors_are_listed_with_a_reason(tmp_path: Path) -> None:
+def test_strings_are_listed_with_a_reason(tmp_path: Path) -> None:
     words = helper.make_tensor("words", TensorProto.STRING, [2], [b"a", b"b"])
-    values = helper.make_tensor("sparse", TensorProto.FLOAT, [1], [3.0])
-    indices = helper.make_tensor("i", TensorProto.INT64, [1], [4])
-    model = model_of([helper.make_node("Identity", ["x"], ["y"])], [words])
-    model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [3, 3]))
-    raw = read(tmp_path, model)
+    raw = read(tmp_path, model_of([helper.make_node("Identity", ["x"], ["y"])], [words]))
     assert tensor(raw, "words").skip == ("unsupported_dtype", "string")
-    assert tensor(raw, "sparse").skip == ("unsupported_dtype", "sparse tensor")
-    assert tensor(raw, "sparse").shape == (3, 3)
-    for found in raw.tensors:
-        with pytest.raises(UnsupportedFormatError, match=found.name):
-            found.load()
+    with pytest.raises(UnsupportedFormatError, match="words"):
+        tensor(raw, "words").load()
+
+
+def sparse_model(indices: list[int], shape: list[int], dims: list[int]) -> onnx.ModelProto:
+    values = helper.make_tensor("w", TensorProto.FLOAT, [2], [3.0, -1.5])
+    places = helper.make_tensor("i", TensorProto.INT64, shape, indices)
+    model = model_of([conv()])
+    model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, places, dims))
+    return model
+
+
+def test_sparse_weights_are_expanded(tmp_path: Path) -> None:
+    dense = np.zeros((1, 1, 3, 2), np.float32)
+    dense[0, 0, 0, 1], dense[0, 0, 2, 0] = 3, -1.5
+    flat = sparse_model([1, 4], [2], [1, 1, 3, 2])
+    placed = sparse_model([0, 0, 0, 1, 0, 0, 2, 0], [2, 4], [1, 1, 3, 2])
+    constant = model_of([helper.make_node("Constant", [], ["w"], sparse_value=(
+        flat.graph.sparse_initializer[0])), conv()])  # fmt: skip
+    for model in (flat, placed, constant):
+        raw = read(tmp_path, model)
+        np.testing.assert_array_equal(weight(raw, convolutions(raw)[0]).load(), dense)
+
+
+@pytest.mark.parametrize(
+    ("indices", "shape"), [([1, 6], [2]), ([-1, 2], [2]), ([1], [1]), ([0] * 7 + [2], [2, 4])]
+)
+def test_sparse_weights_that_do_not_fit_are_refused(
+    tmp_path: Path, indices: list[int], shape: list[int]
+) -> None:
+    raw = read(tmp_path, sparse_model(indices, shape, [1, 1, 3, 2]))
+    with pytest.raises(MalformedFileError, match="do not fit"):
+        tensor(raw, "w").load()
+
+
+def test_a_sparse_tensor_may_not_expand_without_end(tmp_path: Path) -> None:
+    raw = read(tmp_path, sparse_model([1, 4], [2], [1 << 20, 1 << 10]))
+    with pytest.raises(UnsafeCheckpointError, match="would take"):
+        tensor(raw, "w").load()
+
+
+@pytest.mark.parametrize("kind", ["FLOAT4E2M1", "FLOAT8E8M0", "UINT2", "INT2"])
+@pytest.mark.parametrize("raw_data", [True, False])
+def test_the_smallest_types_equal_the_onnx_package(
+    tmp_path: Path, kind: str, raw_data: bool
+) -> None:
+    number = getattr(TensorProto, kind)
+    bits = {"FLOAT4E2M1": 4, "FLOAT8E8M0": 8}.get(kind, 2)
+    count = 37
+    packed = np.random.default_rng(2).integers(0, 255, -(-count * bits // 8)).astype(np.uint8)
+    proto = TensorProto(name="w", data_type=number, dims=[count])
+    if raw_data:
+        proto.raw_data = packed.tobytes()
+    else:
+        proto.int32_data.extend(int(n) for n in packed)
+    ours = tensor(read(tmp_path, model_of([], [proto])), "w").load()
+    expected = onnx.numpy_helper.to_array(proto).astype(np.float32)
+    np.testing.assert_array_equal(ours.astype(np.float32), expected)

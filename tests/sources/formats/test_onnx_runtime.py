@@ -1,0 +1,245 @@
+"""ONNX as its runtime takes it: orientation, scales, and the runtime's own .ort files."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from filterdb.errors import MalformedFileError, SourceError
+from filterdb.layers.detect import find_layers
+from filterdb.sources.formats import ModelFile, detect
+from filterdb.sources.formats.onnx import READER
+from tests.sources.formats.onnx_files import RNG, array, convolutions, model_of, read, weight
+
+runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is absent")
+Array = np.ndarray[Any, Any]
+
+
+def session(model: bytes | str, target: Path | None = None, *, level: str = "DISABLE_ALL") -> Any:
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    options.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, f"ORT_{level}")
+    if target is not None:
+        options.optimized_model_filepath = str(target)
+        options.add_session_config_entry("session.save_model_format", "ORT")
+    return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def made(nodes: list[Any], stored: list[Any], shape: tuple[int, ...], **more: Any) -> Any:
+    """A model with a shape, as the runtime wants it."""
+    model = model_of(nodes, stored, **more)
+    model.graph.input[0].CopyFrom(
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, list(shape))
+    )
+    model.ir_version = 10
+    return model
+
+
+def impulse(channels: int, extents: tuple[int, ...]) -> Array:
+    x = np.zeros((1, channels, *extents), np.float32)
+    x[(0, 0, *[n // 2 for n in extents])] = 1
+    return x
+
+
+def answer(model: onnx.ModelProto, x: Array) -> Array:
+    return np.asarray(session(model.SerializeToString()).run(None, {"x": x})[0])
+
+
+@pytest.mark.parametrize("kernel", [(3,), (2, 3), (1, 5), (7, 1), (2, 3, 4)])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_orientation_by_the_answer_to_an_impulse(
+    tmp_path: Path, kernel: tuple[int, ...], transposed: bool
+) -> None:
+    w = np.arange(1, 1 + np.prod(kernel), dtype=np.float32).reshape(1, 1, *kernel)
+    kind = "ConvTranspose" if transposed else "Conv"
+    node = helper.make_node(kind, ["x", "w"], ["y"], name="c")
+    extents = tuple(2 * n - 1 + (n % 2 == 0) for n in kernel)
+    model = made([node], [array(w, "w")], (1, 1, *extents))
+    (layer,) = find_layers(read(tmp_path, model)).layers
+    found = layer.weights()
+    assert found.shape[2:] == kernel
+    y = answer(model, impulse(1, extents))[0, 0]
+    place = tuple(n // 2 for n in extents)
+    if transposed:
+        window = tuple(slice(p, p + k) for p, k in zip(place, kernel, strict=True))
+        np.testing.assert_array_equal(found[0, 0], y[window])
+    else:
+        window = tuple(slice(p - k + 1, p + 1) for p, k in zip(place, kernel, strict=True))
+        turned = y[window][tuple(slice(None, None, -1) for _ in kernel)]
+        np.testing.assert_array_equal(found[0, 0], turned)
+
+
+@pytest.mark.parametrize(("groups", "outputs"), [(1, 6), (2, 6), (4, 4), (4, 8)])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_orientation_of_groups(tmp_path: Path, groups: int, outputs: int, transposed: bool) -> None:
+    """Every output channel's answer to an impulse in input channel 0 is our kernel."""
+    inputs = 4
+    shape = (inputs, outputs // groups) if transposed else (outputs, inputs // groups)
+    w = RNG.standard_normal((*shape, 2, 3)).astype(np.float32)
+    kind = "ConvTranspose" if transposed else "Conv"
+    node = helper.make_node(kind, ["x", "w"], ["y"], name="c", group=groups)
+    model = made([node], [array(w, "w")], (1, inputs, 5, 5))
+    (layer,) = find_layers(read(tmp_path, model)).layers
+    assert (layer.groups, layer.out_channels) == (groups, outputs)
+    found = layer.weights()
+    assert found.shape == (outputs, inputs // groups, 2, 3)
+    y = answer(model, impulse(inputs, (5, 5)))[0]
+    for out in range(outputs):
+        expected = found[out, 0] if out < outputs // groups else np.zeros((2, 3))
+        seen = y[out, 2:4, 2:5] if transposed else y[out, 1:3, 0:3][::-1, ::-1]
+        np.testing.assert_allclose(seen, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["FusedConv", "NhwcFusedConv"])
+def test_operators_of_the_runtime_are_convolutions(tmp_path: Path, name: str) -> None:
+    w = RNG.standard_normal((4, 3, 2, 5)).astype(np.float32)
+    node = helper.make_node(name, ["x", "w", "b"], ["y"], name="c", domain="com.microsoft",
+                            activation="Relu")  # fmt: skip
+    raw = read(tmp_path, model_of([node], [array(w, "w"), array(np.zeros(4, np.float32), "b")]))
+    (found,) = convolutions(raw)
+    assert dict(found.weights) == {"weight": "w", "bias": "b"}
+    assert found.conv is not None
+    assert found.conv.layout == "OIHW"
+
+
+def test_causal_and_dynamically_padded_convolutions(tmp_path: Path) -> None:
+    w = RNG.standard_normal((6, 1, 4)).astype(np.float32)
+    node = helper.make_node("CausalConvWithState", ["x", "w"], ["y", "s"], domain="com.microsoft")
+    (found,) = convolutions(read(tmp_path, model_of([node], [array(w, "w")])))
+    assert found.conv is not None
+    assert (found.conv.layout, found.conv.groups) == ("OIW", 6)
+    w = RNG.standard_normal((2, 3, 4, 4)).astype(np.float32)
+    node = helper.make_node("ConvTransposeWithDynamicPads", ["x", "w", "p", "b"], ["y"],
+                            domain="com.microsoft")  # fmt: skip
+    stored = [array(w, "w"), array(np.zeros(3, np.float32), "b"), array([0, 0, 0, 0], "p")]
+    (found,) = convolutions(read(tmp_path, model_of([node], stored)))
+    assert (found.op, dict(found.weights)) == ("conv_transpose", {"weight": "w", "bias": "b"})
+
+
+def through(w: Array, scale: Array, zero: Array, axis: int) -> Array:
+    """The runtime's own DequantizeLinear."""
+    node = helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"], axis=axis)
+    model = model_of([node], [array(scale, "s"), array(zero, "z")], inputs=("q",))
+    kind = helper.np_dtype_to_tensor_dtype(w.dtype)
+    model.graph.input[0].CopyFrom(helper.make_tensor_value_info("q", kind, list(w.shape)))
+    model.ir_version = 10
+    return np.asarray(session(model.SerializeToString()).run(None, {"q": w})[0])
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8])
+@pytest.mark.parametrize("axis", [None, 0, 1])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_scales_are_those_the_runtime_applies(
+    tmp_path: Path, dtype: Any, axis: int | None, transposed: bool
+) -> None:
+    low = np.iinfo(dtype).min
+    w = RNG.integers(low, low + 256, (4, 3, 3, 2)).astype(dtype)
+    n = 1 if axis is None else w.shape[axis]
+    scale = RNG.random(n).astype(np.float32)
+    zero = RNG.integers(low, low + 256, n).astype(dtype)
+    if axis is None:
+        scale, zero = scale.reshape(()), zero.reshape(())
+    expected = through(w, scale, zero, axis or 0)
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "s", "z"], ["v"], axis=axis or 0),
+        helper.make_node("ConvTranspose" if transposed else "Conv", ["x", "v"], ["y"]),
+    ]
+    raw = read(tmp_path, model_of(nodes, [array(w, "w"), array(scale, "s"), array(zero, "z")]))
+    np.testing.assert_array_equal(weight(raw, convolutions(raw)[0]).load(), expected)
+
+
+def test_integers_whose_bias_is_added_before_the_scale(tmp_path: Path) -> None:
+    w = RNG.integers(0, 255, (4, 1, 3, 3)).astype(np.uint8)
+    stored = [array(w, "w"), array(np.float32(0.25), "ws"), array(np.uint8(121), "wz"),
+              array(np.zeros((1, 4, 1, 1), np.int32), "b")]  # fmt: skip
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"]),
+        helper.make_node("ConvInteger", ["q", "w", "z", "wz"], ["c"]),
+        helper.make_node("Add", ["c", "b"], ["cb"]),
+        helper.make_node("Cast", ["cb"], ["f"], to=1),
+        helper.make_node("Mul", ["s", "ws"], ["sw"]),
+        helper.make_node("Mul", ["f", "sw"], ["y"]),
+    ]
+    raw = read(tmp_path, model_of(nodes, stored))
+    expected = through(w, np.array(0.25, np.float32), np.array(121, np.uint8), 0)
+    np.testing.assert_array_equal(weight(raw, convolutions(raw)[0]).load(), expected)
+
+
+# .ort --------------------------------------------------------------------------------------------
+
+
+def network() -> onnx.ModelProto:
+    first = RNG.standard_normal((4, 3, 3, 3)).astype(np.float32)
+    second = RNG.integers(-127, 127, (4, 1, 3, 2)).astype(np.int8)
+    branch = RNG.standard_normal((2, 4, 1, 5)).astype(np.float32)
+    body = helper.make_graph(
+        [helper.make_node("Conv", ["b", "branch"], ["r"], name="inner")], "then", [],
+        [helper.make_tensor_value_info("r", TensorProto.FLOAT, None)],
+    )  # fmt: skip
+    other = helper.make_graph(
+        [helper.make_node("Conv", ["b", "branch"], ["t"], name="twin")], "else", [],
+        [helper.make_tensor_value_info("t", TensorProto.FLOAT, None)],
+    )  # fmt: skip
+    nodes = [
+        helper.make_node("Conv", ["x", "first"], ["a"], name="stem", pads=[1, 1, 1, 1],
+                         strides=[2, 1]),
+        helper.make_node("DequantizeLinear", ["second", "s", "z"], ["w2"], axis=0),
+        helper.make_node("Conv", ["a", "w2"], ["b"], name="depthwise", group=4),
+        helper.make_node("If", ["flag"], ["y"], name="if", then_branch=body, else_branch=other),
+    ]  # fmt: skip
+    stored = [
+        array(first, "first"), array(second, "second"), array(branch, "branch"),
+        array(RNG.random(4).astype(np.float32), "s"), array(np.zeros(4, np.int8), "z"),
+    ]  # fmt: skip
+    model = made(nodes, stored, (1, 3, 16, 16))
+    model.graph.input.append(helper.make_tensor_value_info("flag", TensorProto.BOOL, []))
+    return model
+
+
+def test_an_ort_file_holds_the_same_network(tmp_path: Path) -> None:
+    model = network()
+    session(model.SerializeToString(), tmp_path / "m.ort")
+    file = ModelFile(tmp_path / "m.ort")
+    assert detect(file) == "onnx"
+    ours, theirs = find_layers(READER.read(file)), find_layers(read(tmp_path, model))
+    assert len(ours.layers) == len(theirs.layers) == 4
+    for one, other in zip(ours.layers, theirs.layers, strict=True):
+        assert one.weights().tobytes() == other.weights().tobytes()
+        seen = [(a.op, a.stride, a.padding, a.groups, a.conv_depth) for a in (one, other)]
+        assert seen[0] == seen[1]
+
+
+def test_weights_in_blocks_have_a_reason(tmp_path: Path) -> None:
+    w = RNG.standard_normal((16, 16, 3, 3)).astype(np.float32)
+    node = helper.make_node("Conv", ["x", "w"], ["y"], domain="com.microsoft.nchwc")
+    raw = read(tmp_path, model_of([node], [array(w, "w")]))
+    found = find_layers(raw)
+    assert not found.layers
+    assert [(s.tensor, s.reason) for s in found.skipped] == [("w", "unsupported_dtype")]
+
+
+def test_a_damaged_ort_file_ends_in_one_error(tmp_path: Path) -> None:
+    session(network().SerializeToString(), tmp_path / "m.ort")
+    whole = (tmp_path / "m.ort").read_bytes()
+    rng = np.random.default_rng(3)
+    contents = [whole[:cut] for cut in range(8, len(whole), 41)]
+    for place in rng.integers(8, len(whole), 400):
+        damaged = bytearray(whole)
+        damaged[place] ^= int(rng.integers(1, 256))
+        contents.append(bytes(damaged))
+    for content in contents:
+        (tmp_path / "d.ort").write_bytes(content)
+        with contextlib.suppress(SourceError):
+            for tensor in READER.read(ModelFile(tmp_path / "d.ort")).tensors:
+                with contextlib.suppress(SourceError):
+                    tensor.load()
+    (tmp_path / "e.ort").write_bytes(b"\x08\0\0\0ORTM" + bytes(8))
+    with pytest.raises(MalformedFileError):
+        READER.read(ModelFile(tmp_path / "e.ort"))
