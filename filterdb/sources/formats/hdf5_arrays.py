@@ -242,7 +242,7 @@ def _describe(root: h5py.File, path: str, item: h5py.Dataset) -> dict[str, Any]:
     dtype = item.dtype
     shape = tuple(int(n) for n in item.shape or ())
     elements = check_shape(shape, what=path) if item.shape is not None else 0
-    bfloat16 = dtype.itemsize == 2 and _says_bfloat16(item)
+    bfloat16 = dtype.itemsize == 2 and (_is_opaque(dtype) or _says_bfloat16(item))
     skip = _objection(item, bfloat16)
     offset = item.id.get_offset()
     # A type libhdf5 would convert (another exponent, another precision) is left to libhdf5.
@@ -262,8 +262,12 @@ def _describe(root: h5py.File, path: str, item: h5py.Dataset) -> dict[str, Any]:
     }
 
 
+def _is_opaque(dtype: np.dtype[Any]) -> bool:
+    return dtype.kind == "V" and dtype.fields is None and dtype.subdtype is None
+
+
 def _says_bfloat16(item: h5py.Dataset) -> bool:
-    # Keras 3 stores bfloat16 as two opaque bytes and says so in an attribute.
+    # Keras 3 stores bfloat16, and nothing else, as two opaque bytes; archives say so, too.
     return "dtype" in item.attrs and _text(item.attrs["dtype"]) == "bfloat16"
 
 

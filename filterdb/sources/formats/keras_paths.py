@@ -82,7 +82,7 @@ class PathIndex:
         labels: Mapping[str, str],
     ) -> None:
         self._found: dict[tuple[str, ...], tuple[Weight, ...]] = {}
-        self._shared: dict[object, _Group] = {}
+        self._known: dict[object, _Group] = {}
         self._visits = 0
         self._model(_tree(variables, labels), config, (), 0)
 
@@ -114,12 +114,14 @@ class PathIndex:
         layers = [la for la in listed if isinstance(la, Mapping) and ".ops." not in _module(la)]
         step = 2 if container.path.rsplit("/", 1)[-1] == _TWICE else 1
         for layer, found in _paired(container, layers, step):
-            key = layer.get("shared_object_id")
-            if found is None and key is not None:
-                found = self._shared.get(key)
+            # A layer that another model holds, too, is filed where Keras met it first.
+            keys = (f"#{layer.get('shared_object_id') or layer_name(layer)}", _identity(layer))
+            if found is None:
+                known = (self._known.get(key) for key in keys)
+                found = next((group for group in known if group is not None), None)
             if found is not None:
-                if key is not None:
-                    self._shared.setdefault(key, found)
+                for key in keys:
+                    self._known.setdefault(key, found)
                 self._layer(found, layer, (*path, layer_name(layer)), depth + 1)
 
     def _layer(
@@ -173,6 +175,10 @@ def _tree(variables: Sequence[Variable], labels: Mapping[str, str]) -> _Group:
                 group = group.children.setdefault(part, _Group(path, labels.get(path, "")))
         group.variables[int(match[2])] = variable
     return root
+
+
+def _identity(layer: Mapping[str, Any]) -> tuple[str, str]:
+    return str(layer.get("class_name", "")), layer_name(layer)
 
 
 def _module(layer: Mapping[str, Any]) -> str:

@@ -34,6 +34,8 @@ _OPS: Mapping[str, tuple[NodeOp, tuple[str, ...]]] = {
     "embedding": ("embedding", ("weight",)),
     "layer_normalization": ("norm", ("gamma", "beta")),
     "group_normalization": ("norm", ("gamma", "beta")),
+    # Of a recurrent convolution; the cells of other recurrent layers have kernels of two axes.
+    "cell": ("conv", ("weight", "recurrent", "bias")),
     "p_re_lu": ("norm", ("weight",)),
 }  # fmt: skip
 
@@ -170,7 +172,7 @@ def _convolutions(layer: _Layer, op: NodeOp, roles: Sequence[str]) -> list[Node]
     by_role = dict(zip(roles, layer.tensors, strict=False))
     bias = {"bias": by_role["bias"]} if "bias" in by_role else {}
     nodes = []
-    kernels = [r for r in ("depthwise", "pointwise", "weight") if r in by_role]
+    kernels = [r for r in ("depthwise", "pointwise", "weight", "recurrent") if r in by_role]
     for role in kernels:
         letters = "HWIM" if role == "depthwise" else "HWOI" if op == "conv_transpose" else "HWIO"
         layout = layout_of_rank(letters, rank)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import zipfile
 from typing import TYPE_CHECKING, Any
 
 import h5py
@@ -82,6 +84,35 @@ def write_keras(
                 group[weight] = values
         for name, values in (optimizer or {}).items():
             root[f"optimizer_weights/{name}"] = values
+    return ModelFile(path, name=path.name)
+
+
+def write_keras_v3(
+    path: Path,
+    config: Any,
+    stores: Mapping[str, Array],
+    *,
+    names: Mapping[str, str] | None = None,
+    compression: int = zipfile.ZIP_STORED,
+    extra: Mapping[str, bytes] | None = None,
+) -> ModelFile:
+    """Write a configuration and {"layers/conv2d/vars/0": array} as Keras 3 does."""
+    inner = io.BytesIO()
+    with h5py.File(inner, "w") as root:
+        for name, values in stores.items():
+            root[name] = values
+        for group, label in (names or {}).items():
+            root.require_group(f"{group}/vars").attrs["name"] = label
+    members = {
+        "metadata.json": b'{"keras_version": "3.15.1", "date_saved": "2026-01-01@00:00:00"}',
+        "config.json": json.dumps(config).encode(),
+        "model.weights.h5": inner.getvalue(),
+        **(extra or {}),
+    }
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, data in members.items():
+            if data:
+                archive.writestr(zipfile.ZipInfo(name), data, compression)
     return ModelFile(path, name=path.name)
 
 
