@@ -16,14 +16,15 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from filterdb.layers.detect import find_layers
 from filterdb.layers.raw import RawModel, Tensor
 from filterdb.sources.formats.torch_modules import module_node
 from filterdb.sources.origins.random_init import list_modules
+
+if TYPE_CHECKING:
+    import numpy as np
 
 #: (operation, groups, output channels, input channels, kernel) of one convolution.
 Shape = tuple[str, int, int, int, tuple[int, ...]]
@@ -206,7 +207,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             table.writerows(tables)
     for file in FILES:
         these = [t for t in tables if t["file"] == file]
-        total = {what: sum(t[what] for t in these) for what in ("architectures", "all_right", *COUNTS)}
+        total = {
+            what: sum(t[what] for t in these) for what in ("architectures", "all_right", *COUNTS)
+        }
         sys.stdout.write(f"{file}: {total}\n")
     return 0
 
