@@ -183,6 +183,28 @@ def unpack_nibbles(packed: AnyArray, count: int, *, signed: bool) -> AnyArray:
     return ((values ^ 8).astype(np.int8) - np.int8(8)).astype(np.int8)
 
 
+def unpack_pairs(packed: AnyArray, count: int, *, signed: bool) -> AnyArray:
+    """Unpack 2-bit integers stored four a byte, lowest bits first.
+
+    Parameters
+    ----------
+    packed
+        (ceil(count / 4),) uint8.
+    count
+        Number of values.
+    signed
+        Two's complement.
+
+    Returns
+    -------
+    ndarray
+        (count,) int8 or uint8.
+    """
+    bits = (packed[:, None] >> np.array([0, 2, 4, 6], np.uint8)) & np.uint8(3)
+    values: AnyArray = bits.reshape(-1)[:count]
+    return ((values ^ 2).astype(np.int8) - np.int8(2)).astype(np.int8) if signed else values
+
+
 def dequantise(
     values: AnyArray,
     scale: AnyArray,

@@ -19,6 +19,7 @@ from filterdb.sources.formats.file_view import (
     check_shape,
     read_array,
     unpack_nibbles,
+    unpack_pairs,
 )
 from filterdb.sources.formats.protobuf_wire import decode_varints
 
@@ -330,13 +331,6 @@ def _inline_reader(values: AnyArray, record: TensorRecord, name: str) -> Callabl
     return load
 
 
-def _unpack_pairs(packed: AnyArray, count: int, *, signed: bool) -> AnyArray:
-    """Unpack 2-bit integers stored four a byte, lowest bits first."""
-    bits = (packed[:, None] >> np.array([0, 2, 4, 6], np.uint8)) & np.uint8(3)
-    values = bits.reshape(-1)[:count]
-    return ((values ^ 2).astype(np.int8) - np.int8(2)).astype(np.int8) if signed else values
-
-
 def _narrow(values: AnyArray, kind: ElementType) -> AnyArray:
     """Low bits of 64-bit varints as the stored type (negative numbers are sign-extended there)."""
     stored = np.dtype(kind.stored)
@@ -351,7 +345,7 @@ def _interpret(values: AnyArray, record: TensorRecord, name: str) -> AnyArray:
     if kind.bits == 4:
         values = unpack_nibbles(values, count, signed=kind.name == "int4")
     elif kind.bits == 2:
-        values = _unpack_pairs(values, count, signed=kind.name == "int2")
+        values = unpack_pairs(values, count, signed=kind.name == "int2")
     if values.size != count:
         raise MalformedFileError(
             f"tensor {name!r} of shape {list(record.shape)} holds {values.size} values"

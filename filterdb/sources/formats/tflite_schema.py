@@ -37,7 +37,10 @@ TENSOR_TYPES: Mapping[int, tuple[str, str | None, int]] = {
     16: ("uint16", "<u2", 16),
     17: ("int4", "<u1", 4),
     18: ("bfloat16", "<u2", 16),
+    19: ("int2", "<u1", 2),
     20: ("uint4", "<u1", 4),
+    21: ("float8_e4m3fn", "<u1", 8),
+    22: ("float8_e5m2", "<u1", 8),
 }
 
 #: Operators filterdb tells apart; the others are kept as "builtin_N".
@@ -52,6 +55,7 @@ BUILTIN_OPERATORS: Mapping[int, str] = {
     18: "MUL",
     24: "RNN",
     27: "SVDF",
+    31: "CALL",
     32: "CUSTOM",
     35: "UNIDIRECTIONAL_SEQUENCE_RNN",
     36: "GATHER",
@@ -62,10 +66,13 @@ BUILTIN_OPERATORS: Mapping[int, str] = {
     54: "PRELU",
     67: "TRANSPOSE_CONV",
     114: "QUANTIZE",
+    118: "IF",
+    119: "WHILE",
     124: "DENSIFY",
     126: "BATCH_MATMUL",
     132: "CONV_3D",
     141: "CONV_3D_TRANSPOSE",
+    206: "STABLEHLO_COMPOSITE",
 }
 
 
@@ -180,6 +187,8 @@ class SubgraphRecord:
 
     tensors: tuple[TensorRecord, ...]
     operators: tuple[OperatorRecord, ...]
+    inputs: tuple[int, ...] = ()
+    outputs: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -230,7 +239,8 @@ def parse_model(buffer: FlatBuffer) -> ModelRecord:
             for i, t in enumerate(table.tables(0))
         )
         operators = tuple(_operator(buffer, t, codes, len(tensors)) for t in table.tables(3))
-        subgraphs.append(SubgraphRecord(tensors, operators))
+        ends = tuple(_tensor_indices(buffer, table, field, len(tensors)) for field in (1, 2))
+        subgraphs.append(SubgraphRecord(tensors, operators, *ends))
         if len(names) > MAX_TENSORS:
             raise UnsafeCheckpointError(f"{buffer.where} holds more than {MAX_TENSORS} tensors")
     return ModelRecord(version, model.text(3, limit=80), tuple(subgraphs))
@@ -364,11 +374,19 @@ def _operator(buffer: FlatBuffer, table: Table, codes: list[str], n_tensors: int
     code = table.integer(0, "u4")
     if code >= len(codes):
         raise buffer.malformed(f"operator code {code} of {len(codes)}", table.position)
-    inputs = table.integers(1)
-    outputs = table.integers(2)
-    for index in (*inputs, *outputs):
-        if not -1 <= index < n_tensors:
-            raise buffer.malformed(f"tensor {index} of {n_tensors}", table.position)
+    inputs, outputs = (_tensor_indices(buffer, table, field, n_tensors) for field in (1, 2))
     start, count = table.extent(5, 1) or (0, 0)
     custom = buffer.bytes(start, start + min(count, 64))
-    return OperatorRecord(codes[code], inputs, outputs, table.table(4), custom)
+    # Operators of later schemas have their options in a field of their own.
+    options = table.table(4) or table.table(12)
+    return OperatorRecord(codes[code], inputs, outputs, options, custom)
+
+
+def _tensor_indices(
+    buffer: FlatBuffer, table: Table, field: int, n_tensors: int
+) -> tuple[int, ...]:
+    indices = table.integers(field)
+    for index in indices:
+        if not -1 <= index < n_tensors:
+            raise buffer.malformed(f"tensor {index} of {n_tensors}", table.position)
+    return indices

@@ -13,6 +13,7 @@ from filterdb.sources.formats.file_view import (
     dequantise,
     read_array,
     unpack_nibbles,
+    unpack_pairs,
 )
 from filterdb.sources.formats.tflite_schema import TENSOR_TYPES, TensorRecord
 
@@ -140,6 +141,13 @@ def load_values(path: Path, record: TensorRecord, file_size: int) -> AnyArray:
     if bits == 4:
         n_values = values.size * 2 if record.sparsity else count
         values = unpack_nibbles(values, n_values, signed=name == "int4")
+    elif bits == 2:
+        n_values = values.size * 4 if record.sparsity else count
+        values = unpack_pairs(values, n_values, signed=True)
+    elif name.startswith("float8"):
+        import ml_dtypes
+
+        values = values.view(getattr(ml_dtypes, name)).astype(np.float32)
     elif name == "bfloat16":
         values = (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
     elif name == "bool":
