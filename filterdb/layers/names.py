@@ -79,7 +79,7 @@ def split_name(name: str) -> tuple[str, str]:
         Module name (may be empty) and parameter name, without TensorFlow's ``:0``.
     """
     # TensorFlow's outputs are numbered, its moving averages called after what they average.
-    bare = re.sub(r"(/ExponentialMovingAverage)?(:\d+)?$", "", name)
+    bare = re.sub(r"(/ExponentialMovingAverage(_\d+)?|(?<=weight)_ema)?(:\d+)?$", "", name)
     special = _PARAMETRIZATION.match(bare)
     if special:
         leaf = _PARAMETRIZATION_LEAF.get(special[2], special[2])

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
+from filterdb.layers.averages import without_copies
 from filterdb.layers.model import SkippedTensor
 from filterdb.layers.modules import Kind, Module, modules_of
 from filterdb.layers.names import keeps_order, registration_order, split_name
@@ -70,9 +71,11 @@ def survey(raw: RawModel) -> Survey:
         Nodes decide where there are any. Where they carry no edges (registered modules), tensors
         that no node mentions are read by their names, too, since custom modules keep their own.
     """
-    assembled = assemble(raw.tensors)
+    assembled = assemble(raw.tensors if raw.nodes else without_copies(raw.tensors))
     by_name = {t.name: t for t in assembled.tensors}
     reasons: dict[str, tuple[SkipReason, str]] = {}
+    marked = {t.name: t.skip for t in assembled.tensors if t.skip is not None}
+    reasons.update(marked)
     nodes, dynamic = _of_nodes(raw.nodes, by_name, assembled.tensors)
     named: list[Module] = []
     if not raw.has_edges:

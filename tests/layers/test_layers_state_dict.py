@@ -339,3 +339,46 @@ def test_same_network_in_two_layouts_has_equal_hashes(state_dict) -> None:
     keras_like = find_layers(state_dict({"c/kernel:0": weights.transpose(2, 3, 1, 0)}))
     hashes = {tensor_sha256(m.layers[0].weights()) for m in (torch_like, keras_like)}
     assert hashes == {tensor_sha256(canonical(weights, "OIHW"))}
+
+
+@pytest.mark.parametrize(
+    ("raw_name", "average"),
+    [
+        ("conv.weight", "ema.conv.weight"),
+        ("model.conv.weight", "model_ema.conv.weight"),
+        ("model.conv.weight", "ema_model.module.conv.weight"),
+        ("params.conv.weight", "params_ema.conv.weight"),
+        ("conv.weight", "conv.weight_ema"),
+        ("conv/kernel:0", "conv/kernel/ExponentialMovingAverage:0"),
+    ],
+)
+@pytest.mark.parametrize("swapped", [False, True])
+def test_of_a_weight_and_its_average_the_average_is_taken(
+    state_dict, raw_name: str, average: str, swapped: bool
+) -> None:
+    names = (average, raw_name) if swapped else (raw_name, average)
+    shape = (3, 3, 4, 8) if "kernel" in raw_name else (8, 4, 3, 3)
+    found = find_layers(state_dict(dict.fromkeys(names, shape)))
+    assert [r.tensor for r in found.layers] == [average]
+    assert [(s.tensor, s.reason) for s in found.skipped] == [(raw_name, "ema_copy")]
+    assert found.n_parameters == 8 * 4 * 9
+
+
+def test_an_average_without_dots_gives_way_and_other_averages_stay(state_dict) -> None:
+    found = find_layers(
+        state_dict(
+            {
+                "model.diffusion.conv_in.weight": (8, 4, 3, 3),
+                "model_ema.diffusionconv_inweight": (8, 4, 3, 3),
+                "ema.lonely.weight": (8, 8, 3, 3),
+                "ema.conv.weight": (8, 8, 5, 5),
+                "conv.weight": (8, 8, 3, 3),
+            }
+        )
+    )
+    assert {r.tensor for r in found.layers} == {
+        "model.diffusion.conv_in.weight",
+        "ema.lonely.weight",
+        "ema.conv.weight",
+        "conv.weight",
+    }
