@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from filterdb.errors import UnsafeCheckpointError
 from filterdb.sources.formats.coreml_fields import Fields
+from filterdb.sources.formats.memory_room import Room
 from filterdb.sources.formats.protobuf_wire import BYTES, FIXED32, FIXED64, VARINT, signed
 
 if TYPE_CHECKING:
@@ -23,7 +24,9 @@ ELEMENT_TYPES = {
 #: Fields of ``TensorValue`` → how its values are written.
 _PAYLOADS = {1: "float32", 2: "varint", 3: "varint", 4: "string", 5: "varint", 6: "float64"}
 _MAX_DEPTH = 16
-_MAX_OPERATIONS = 1_000_000
+#: Memory for what is made of the messages, in bytes: flat, and for each part.
+_FLAT = 128 * 1024 * 1024
+_OPERATION, _INPUT, _VALUE, _RANGE = 3000, 500, 1500, 150
 _MAX_RANK = 64
 _MAX_RANGES = 1 << 16
 
@@ -69,7 +72,7 @@ class ProgramParser:
 
     def __init__(self, wire: WireReader) -> None:
         self.wire = wire
-        self._operations = 0
+        self._room = Room(len(wire.data), flat=_FLAT, where=wire.where)
 
     def functions(self, start: int, end: int) -> dict[str, list[Operation]]:
         """Parse the whole program.
@@ -110,17 +113,14 @@ class ProgramParser:
         operations = []
         for number, part in block.messages():
             if number == 3:
-                self._operations += 1
-                if self._operations > _MAX_OPERATIONS:
-                    raise UnsafeCheckpointError(
-                        f"{self.wire.where} holds more than {_MAX_OPERATIONS:,} operations"
-                    )
+                self._room.take(_OPERATION)
                 operations.append(self._operation(part, depth))
         return operations
 
     def _operation(self, fields: Fields, depth: int) -> Operation:
         operation = Operation()
         for number, part in fields.messages():
+            self._room.take(_INPUT)
             if number == 1:
                 operation.kind = part.as_text()[:256]
             elif number == 2:
@@ -142,6 +142,7 @@ class ProgramParser:
         for number, binding in argument.messages():
             if number != 1:
                 continue
+            self._room.take(_INPUT)
             for n, part in binding.messages():
                 if n == 1:
                     bound.append(part.as_text())
@@ -168,6 +169,7 @@ class ProgramParser:
         return element, tuple(shape) if known else None
 
     def _value(self, fields: Fields) -> Value:
+        self._room.take(_VALUE)
         value = Value()
         for number, part in fields.messages():
             if number == 2:
@@ -193,6 +195,7 @@ class ProgramParser:
                 continue
             value.ranges = []
             for n, kind, start, end in self.wire.fields(part.start, part.end):
+                self._room.take(_RANGE)
                 if n == 1 and kind in (BYTES, FIXED32, FIXED64) and start < end:
                     value.ranges.append((start, end))
                 elif n == 1 and kind == VARINT:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from filterdb.errors import UnsafeCheckpointError
 from filterdb.layers.raw import ConvAttributes, Node, NodeOp
-from filterdb.sources.formats.base import MAX_TENSORS
 from filterdb.sources.formats.coreml_fields import Fields, extents
 from filterdb.sources.formats.coreml_weights import parse_weights, weight_tensor
 from filterdb.sources.formats.graph_constants import unique_name
+from filterdb.sources.formats.memory_room import Room
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 #: Branches within loops within branches, and so on.
 _MAX_DEPTH = 16
+
+#: Memory for what is made of the messages, in bytes: flat, and for each part.
+_FLAT = 128 * 1024 * 1024
+_LAYER, _WEIGHT, _WORD = 3000, 2000, 200
 
 #: Layers without weights of their own that filterdb has a word for: field number → kind.
 _PLAIN: dict[int, NodeOp] = {
@@ -58,8 +62,9 @@ class Contents:
 
     tensors: list[Tensor] = field(default_factory=list)
     nodes: list[Node] = field(default_factory=list)
-    tensor_names: set[str] = field(default_factory=set)
-    node_names: set[str] = field(default_factory=set)
+    tensor_names: dict[str, int] = field(default_factory=dict)
+    node_names: dict[str, int] = field(default_factory=dict)
+    room: Room | None = None
 
 
 class NetworkReader:
@@ -91,6 +96,8 @@ class NetworkReader:
         self.wire = wire
         self.path = path
         self.contents = contents
+        self._room = contents.room or Room(len(wire.data), flat=_FLAT, where=wire.where)
+        contents.room = self._room
         self._prefix = prefix
         self._value = value
         #: Values that are stored arrays: value → tensor.
@@ -113,7 +120,8 @@ class NetworkReader:
         for number, fields in Fields(self.wire, start, end).messages():
             if number != 1:
                 continue
-            layer = _record(fields)
+            self._room.take(_LAYER)
+            layer = self._record(fields)
             if layer.number in (605, 615):
                 self._node(layer, "other", {}, source="branch" if layer.number == 605 else "loop")
                 for part, (a, b) in self._parts(layer):
@@ -121,6 +129,19 @@ class NetworkReader:
                         self.network(a, b, depth + 1)
             else:
                 self._layer(layer)
+
+    def _record(self, fields: Fields) -> Record:
+        number, start, end = 0, 0, 0
+        inputs: list[str] = []
+        outputs: list[str] = []
+        for n, part in fields.messages():
+            if n in (2, 3):
+                self._room.take(_WORD + part.end - part.start)
+                (inputs if n == 2 else outputs).append(part.as_text())
+            elif n >= 100:
+                number, start, end = n, part.start, part.end
+        name = fields.text(1) or (outputs[0] if outputs else "layer")
+        return Record(name, tuple(inputs), tuple(outputs), number, start, end)
 
     def _parts(self, layer: Record) -> list[tuple[int, tuple[int, int]]]:
         fields = Fields(self.wire, layer.start, layer.end)
@@ -321,8 +342,7 @@ class NetworkReader:
         record = parse_weights(self.wire, message.start, message.end)
         if record.empty:
             return None
-        if len(self.contents.tensors) >= MAX_TENSORS:
-            raise UnsafeCheckpointError(f"{self.wire.where} holds more than {MAX_TENSORS} weights")
+        self._room.take(_WEIGHT)
         name = unique_name(f"{self._prefix}{layer.name}.{role}", self.contents.tensor_names)
         size = len(self.wire.data)
         tensor = weight_tensor(record, name, shape, path=self.path, size=size, axis=axis)
@@ -358,20 +378,6 @@ class NetworkReader:
 
 #: Fields of a 3-D convolution's padding: front, top, left; back, bottom, right.
 _EDGES_3D = ((80, 82, 84), (81, 83, 85))
-
-
-def _record(fields: Fields) -> Record:
-    number, start, end = 0, 0, 0
-    inputs, outputs = [], []
-    for n, part in fields.messages():
-        if n == 2:
-            inputs.append(part.as_text())
-        elif n == 3:
-            outputs.append(part.as_text())
-        elif n >= 100:
-            number, start, end = n, part.start, part.end
-    name = fields.text(1) or (outputs[0] if outputs else "layer")
-    return Record(name, tuple(inputs), tuple(outputs), number, start, end)
 
 
 def _present(weights: Mapping[str, str | None]) -> dict[str, str]:

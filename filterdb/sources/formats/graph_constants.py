@@ -208,7 +208,7 @@ class ConstantPool:
         self.stored = stored
         self._tensors: dict[str, Tensor] = {}
         self._names: dict[tuple[str, Load], str] = {}
-        self._taken = set(stored)
+        self._taken = dict.fromkeys(stored, 2)
         self._parameters: dict[str, None] = {}
 
     def use(self, constant: Constant) -> str:
@@ -367,7 +367,7 @@ ARITHMETIC: Mapping[str, Callable[..., AnyArray]] = MappingProxyType(
 )
 
 
-def unique_name(wanted: str, taken: set[str]) -> str:
+def unique_name(wanted: str, taken: dict[str, int]) -> str:
     """Return a name nobody has, and take it.
 
     Parameters
@@ -375,15 +375,19 @@ def unique_name(wanted: str, taken: set[str]) -> str:
     wanted
         The name in the file.
     taken
-        Names in use; the result is added.
+        Names in use, each with the number its next namesake gets; the result is added.
 
     Returns
     -------
     str
         `wanted`, or ``wanted#2`` and so on.
     """
-    name, n = wanted, 2
-    while name in taken:
-        name, n = f"{wanted}#{n}", n + 1
-    taken.add(name)
-    return name
+    n = taken.setdefault(wanted, 1)
+    taken[wanted] = n + 1
+    if n == 1:
+        return wanted
+    while f"{wanted}#{n}" in taken:
+        n += 1
+    taken[wanted] = n + 1
+    taken[f"{wanted}#{n}"] = 2
+    return f"{wanted}#{n}"

@@ -103,7 +103,7 @@ def _stored(file: ModelFile, network: Network) -> dict[int, dict[str, Constant]]
     name = next(iter(file.companions), companions(file)[0])
     path = companion_path(file, name, holds="its constants")
     available = file_size(path)
-    names: set[str] = set()
+    names: dict[str, int] = {}
     stored: dict[int, dict[str, Constant]] = {}
     for i, roles in ranges.items():
         layer = network.layers[i]

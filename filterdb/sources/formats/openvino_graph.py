@@ -40,7 +40,7 @@ _NORMS = frozenset({"PReLU", "PRelu", "Normalize", "NormalizeL2", "MVN", "GroupN
 _ARITHMETIC: Mapping[str, str] = {
     "Add": "add", "Subtract": "subtract", "Multiply": "multiply", "Divide": "divide",
 }  # fmt: skip
-_MOVED = frozenset({"Reshape", "Squeeze", "Unsqueeze"})
+_MOVED = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Transpose"})
 _MAX_EXTENT = 1 << 31
 
 
@@ -71,7 +71,7 @@ class NetworkTranslator:
                 raise MalformedFileError(f"{where}: two layers have the id {layer.identity!r}")
         self._aliases = self._links()
         self._constants: dict[Source, Constant | None] = {}
-        self._names: set[str] = set()
+        self._names: dict[str, int] = {}
         for i, layer in enumerate(network.layers):
             self._layer(i, layer)
 
@@ -137,7 +137,7 @@ class NetworkTranslator:
         if layer.kind == "Const":
             return next(iter(self._stored.get(index, {}).values()), None)
         kind = layer.kind
-        if not (kind in _IDENTITY or kind in _ARITHMETIC or kind in _MOVED or kind == "Transpose"):
+        if not (kind in _IDENTITY or kind in _ARITHMETIC or kind in _MOVED):
             return None
         inputs = [self.constant(s, depth) for s in self._sources(layer)]
         if not inputs or any(c is None for c in inputs):
@@ -145,10 +145,10 @@ class NetworkTranslator:
         values = [c for c in inputs if c is not None]
         if kind in _ARITHMETIC:
             return _arithmetic(_ARITHMETIC[kind], values)
-        if kind in _MOVED:
-            return values[0].reshaped(layer.outputs.get(source[2], ()))
         if kind == "Transpose":
             return _transposed(values)
+        if kind in _MOVED:
+            return values[0].reshaped(layer.outputs.get(source[2], ()))
         if kind == "FakeQuantize":
             levels = _whole(layer.data.get("levels", ""))
             if len(values) != 5 or levels is None or levels < 2:
@@ -201,13 +201,11 @@ class NetworkTranslator:
         weights = {}
         if kernel is not None:
             weights["weight"] = self.pool.use(_floats(layer, kernel.constant))
-        bias = roles.get("biases") or (self.constant(sources[2]) if roles and sources[2:] else None)
-        if bias is not None and layer.kind not in _DEFORMABLE:
+        bias = roles.get("biases")
+        if bias is not None:
             weights["bias"] = self.pool.use(bias)
-        attributes = ConvAttributes()
-        if kernel is not None:
-            attributes = _attributes(layer, kernel, transposed=transposed)
-        dynamic = _value(given) if kernel is None and given is not None else None
+        attributes = _attributes(layer, kernel, transposed=transposed)
+        dynamic = None if kernel is not None or given is None else _value(given)
         self._node(
             layer, "conv_transpose" if transposed else "conv", weights, sources,
             attributes=attributes, dynamic=dynamic,
@@ -346,30 +344,27 @@ def _grouped(layer: Layer, constant: Constant) -> OldWeights | None:
     return OldWeights(constant, groups or 1)
 
 
-def _attributes(layer: Layer, kernel: OldWeights, *, transposed: bool) -> ConvAttributes:
-    rank = len(kernel.constant.shape) - 2
+def _attributes(layer: Layer, kernel: OldWeights | None, *, transposed: bool) -> ConvAttributes:
+    rank = 0 if kernel is None else len(kernel.constant.shape) - 2
     letters = SPATIAL_LETTERS.get(rank)
-    if letters is None:
+    if kernel is None or letters is None:
         return ConvAttributes()
     return ConvAttributes(
         layout=("IO" if transposed else "OI") + letters,
         groups=kernel.groups,
-        stride=_extents(layer, ("strides",), "stride", rank, least=1),
-        dilation=_extents(layer, ("dilations",), "dilation", rank, least=1),
+        stride=_extents(layer, "strides", "stride", rank, least=1),
+        dilation=_extents(layer, "dilations", "dilation", rank, least=1),
         padding=_padding(layer, rank),
     )
 
 
-def _extents(
-    layer: Layer, names: tuple[str, ...], old: str, rank: int, *, least: int
-) -> tuple[int, ...] | None:
+def _extents(layer: Layer, name: str, old: str, rank: int, *, least: int) -> tuple[int, ...] | None:
     data = layer.data
-    for name in (*names, old):
-        if name in data:
-            texts = data[name].split(",")[:8]
-            break
-    else:  # the oldest versions name the axes
+    found = data.get(name, data.get(old))
+    if found is None:  # the oldest versions name the axes
         texts = [data.get(f"{old}-{axis}", "") for axis in "zyx"[3 - rank :]]
+    else:
+        texts = found.split(",")[:8]
     values = [_whole(text) for text in texts]
     if len(values) != rank or any(v is None or not least <= v < _MAX_EXTENT for v in values):
         return None
@@ -382,8 +377,8 @@ def _padding(layer: Layer, rank: int) -> tuple[int, ...] | None:
         return None
     if automatic == "valid":
         return (0,) * rank
-    begin = _extents(layer, ("pads_begin",), "pad", rank, least=0)
-    end = _extents(layer, ("pads_end",), "pad", rank, least=0)
+    begin = _extents(layer, "pads_begin", "pad", rank, least=0)
+    end = _extents(layer, "pads_end", "pad", rank, least=0)
     if begin is None or end is None:
         return begin if "pads_end" not in layer.data else None
     return begin if begin == end else begin + end

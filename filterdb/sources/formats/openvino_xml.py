@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from xml.parsers import expat
 
 from filterdb.errors import MalformedFileError, UnsafeCheckpointError, UnsupportedFormatError
+from filterdb.sources.formats.memory_room import Room
 
 if TYPE_CHECKING:
     from filterdb.sources.formats.file_view import ByteSource
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
 #: The text of the largest real networks is below ten megabytes.
 MAX_TEXT = 64 * 1024 * 1024
 _MAX_DEPTH = 64
-_MAX_LAYERS = 100_000
-#: Edges, and ports.
-_MAX_LINKS = 400_000
+#: Memory for what is made of the text; a layer with its node takes two or three kilobytes.
+_FLAT = 128 * 1024 * 1024
+_LAYER, _LINK, _TEXT = 3000, 500, 2
 _MAX_EXTENTS = 32
 _MAX_DIGITS = 20
 _CHUNK = 1 << 16
@@ -118,7 +119,7 @@ def parse_network(data: ByteSource, where: str) -> Network:
     """
     if len(data) > MAX_TEXT:
         raise UnsafeCheckpointError(f"{where} holds {len(data):,} bytes of XML")
-    builder = _Builder(where)
+    builder = _Builder(where, Room(len(data), flat=_FLAT, where=where))
     parser = expat.ParserCreate()
     parser.buffer_text = True
     parser.StartElementHandler = builder.start
@@ -143,8 +144,9 @@ def parse_network(data: ByteSource, where: str) -> Network:
 class _Builder:
     """Collects a network from the parser's events."""
 
-    def __init__(self, where: str) -> None:
+    def __init__(self, where: str, room: Room) -> None:
         self.where = where
+        self.room = room
         self.network = Network()
         self._tags: list[str] = []
         self._ignored = 0
@@ -153,7 +155,6 @@ class _Builder:
         self._open: list[Layer] = []
         self._extents: list[int] = []
         self._text: str | None = None
-        self._links = 0
 
     def refuse(self, *_arguments: object) -> int:
         """Refuse document types and entities."""
@@ -217,8 +218,7 @@ class _Builder:
         self.network.version = int(version) if version.isdigit() and len(version) < 4 else 0
 
     def _layer(self, attributes: dict[str, str]) -> None:
-        if len(self.network.layers) >= _MAX_LAYERS:
-            raise UnsafeCheckpointError(f"{self.where} holds more than {_MAX_LAYERS:,} layers")
+        self.room.take(_LAYER)
         identity = attributes.get("id", "")[:_MAX_DIGITS]
         layer = Layer(
             scope=self._scopes[-1],
@@ -232,7 +232,7 @@ class _Builder:
         self._open.append(layer)
 
     def _edge(self, attributes: dict[str, str]) -> None:
-        self._count_link()
+        self.room.take(_LINK)
         names = ("from-layer", "from-port", "to-layer", "to-port")
         source, source_port, target, target_port = (
             attributes.get(name, "")[:_MAX_DIGITS] for name in names
@@ -253,13 +253,14 @@ class _Builder:
                 layer.bodies.append((tag.removesuffix("body").rstrip("_"), self._n_scopes))
                 self._n_scopes += 1
             elif tag == "data" or tag.endswith("_data"):
+                self.room.take(sum(_LINK + _TEXT * len(v) for v in attributes.values()))
                 layer.data.update({k: v for k, v in attributes.items() if len(v) <= 4096})
             elif tag in ("weights", "biases"):
                 self._blob(layer, tag, attributes)
         elif parent == "blobs":
             self._blob(layer, tag, attributes)
         elif tag == "port" and parent in ("input", "output"):
-            self._count_link()
+            self.room.take(_LINK)
             identity = attributes.get("id", "")[:_MAX_DIGITS]
             if parent == "input":
                 layer.inputs.append(identity)
@@ -269,7 +270,7 @@ class _Builder:
         elif tag == "dim" and parent == "port":
             self._text = ""
         elif parent.endswith("port_map") and tag in ("input", "output"):
-            self._count_link()
+            self.room.take(_LINK)
             layer.maps.append(
                 PortMap(
                     body=parent.removesuffix("port_map").rstrip("_"),
@@ -289,16 +290,9 @@ class _Builder:
             layer.outputs[next(reversed(layer.outputs))] = shape
 
     def _blob(self, layer: Layer, role: str, attributes: dict[str, str]) -> None:
-        self._count_link()
+        self.room.take(_LINK)
         values = [attributes.get(key, "")[:_MAX_DIGITS] for key in ("offset", "size", "precision")]
         layer.blobs[role[:64]] = Blob(*values)
-
-    def _count_link(self) -> None:
-        self._links += 1
-        if self._links > _MAX_LINKS:
-            raise UnsafeCheckpointError(
-                f"{self.where} holds more than {_MAX_LINKS:,} ports and edges"
-            )
 
     def _integer(self, text: str) -> int:
         text = text.strip()

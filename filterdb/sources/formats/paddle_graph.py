@@ -69,7 +69,7 @@ class ProgramTranslator:
         #: Names of the constants the graph computes from stored ones.
         self._views: dict[str, Constant] = dict(constants)
         self._pool = ConstantPool(constants)
-        self._node_names: set[str] = set()
+        self._node_names: dict[str, int] = {}
         operators = list(_flat(program))
         written: dict[str, int] = {}
         for operator in operators:

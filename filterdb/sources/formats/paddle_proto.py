@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeAlias
 
-from filterdb.errors import UnsafeCheckpointError
-from filterdb.sources.formats.base import MAX_TENSORS
+from filterdb.sources.formats.memory_room import Room
 from filterdb.sources.formats.protobuf_wire import BYTES, FIXED32, FIXED64, VARINT, signed
 
 if TYPE_CHECKING:
@@ -27,7 +26,9 @@ ELEMENT_TYPES = {
 }  # fmt: skip
 #: Kinds of variables that are persistable and hold no parameters.
 _NO_TENSOR = frozenset({9, 10, 15, 17, 28})
-_MAX_OPERATORS = 1_000_000
+#: Memory for what is made of the messages, in bytes: flat, and for each part.
+_FLAT = 128 * 1024 * 1024
+_OPERATOR, _VARIABLE, _ATTRIBUTE, _WORD, _NUMBER = 3000, 1500, 400, 150, 40
 
 
 @dataclass(frozen=True)
@@ -124,8 +125,7 @@ class ProgramParser:
 
     def __init__(self, wire: WireReader) -> None:
         self.wire = wire
-        self._operators = 0
-        self._variables = 0
+        self._room = Room(len(wire.data), flat=_FLAT, where=wire.where)
 
     def program(self) -> Program:
         """Parse the whole file.
@@ -155,14 +155,10 @@ class ProgramParser:
             if number == 3 and kind == BYTES:
                 variable = self._variable(value, stop)
                 block.variables[variable.name] = variable
-                self._variables += 1
+                self._room.take(_VARIABLE)
             elif number == 4 and kind == BYTES:
                 block.operators.append(self._operator(value, stop))
-                self._operators += 1
-            if self._variables > 4 * MAX_TENSORS or self._operators > _MAX_OPERATORS:
-                raise UnsafeCheckpointError(
-                    f"{self.wire.where} holds more than {_MAX_OPERATORS:,} operators"
-                )
+                self._room.take(_OPERATOR)
         return block
 
     def _variable(self, start: int, end: int) -> Variable:
@@ -211,6 +207,7 @@ class ProgramParser:
             if number == 1 and wire == VARINT:
                 element = value
             elif number == 2 and wire in (VARINT, BYTES):
+                self._take_numbers(wire, value, stop)
                 dims += self.wire.integers(wire, value, stop)
         return element, tuple(dims)
 
@@ -226,13 +223,18 @@ class ProgramParser:
             if number == 3:
                 kind = self.wire.text(value, stop, limit=256)
             elif number in (1, 2):
+                self._room.take(_ATTRIBUTE)
                 name, arguments = self._arguments(value, stop)
                 (inputs if number == 1 else outputs)[name] = arguments
             elif number == 4:
+                self._room.take(_ATTRIBUTE)
                 name, attribute, runs = self._attribute(value, stop)
                 attributes[name] = attribute
                 blocks += runs
         return Operator(kind, inputs, outputs, attributes, tuple(blocks))
+
+    def _take_numbers(self, wire: int, value: int, end: int) -> None:
+        self._room.take(_NUMBER * (end - value if wire == BYTES else 1))
 
     def _arguments(self, start: int, end: int) -> tuple[str, tuple[str, ...]]:
         name, arguments = "", []
@@ -240,6 +242,7 @@ class ProgramParser:
             if number == 1 and wire == BYTES:
                 name = self.wire.text(value, stop, limit=256)
             elif number == 2 and wire == BYTES:
+                self._room.take(_WORD + stop - value)
                 arguments.append(self.wire.text(value, stop))
         return name, tuple(arguments)
 
@@ -261,10 +264,13 @@ class ProgramParser:
             elif number == 5 and wire == BYTES:
                 attribute = self.wire.text(value, stop, limit=256)
             elif number in (6, 15) and wire in (VARINT, BYTES):
+                self._take_numbers(wire, value, stop)
                 whole += self.wire.integers(wire, value, stop)
             elif number == 7 and wire in (FIXED32, BYTES):
+                self._take_numbers(wire, value, stop)
                 real += self.wire.floats(wire, value, stop)
             elif number in (12, 14) and wire in (VARINT, BYTES):
+                self._take_numbers(wire, value, stop)
                 blocks += self.wire.integers(wire, value, stop)
         if attribute is None and (whole or real):
             attribute = tuple(whole) if whole else tuple(real)
