@@ -172,7 +172,7 @@ class Contents:
             array.shape,
             array.dtype,
             partial(_load, self.source, array, flipped=flipped),
-            storage=("hdf5", array.position),
+            storage=("hdf5", self.source.label, array.position),
             skip=skip or array.skip,
         )
 

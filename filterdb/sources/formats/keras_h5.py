@@ -4,7 +4,8 @@
   ``model_weights``, one group a layer; the configuration becomes the graph.
 * A weights file of Keras 1 and 2 has the groups only; their names tell what a weight is.
 * A weights file of Keras 3 (``….weights.h5``) numbers the weights of each layer (``vars/0``) and
-  calls its groups after the layers' classes; those become nodes without edges.
+  calls its groups after the layers' classes; those become nodes without edges. A list of several
+  such files (``….weights.json``) is read with them.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from filterdb.sources.formats.hdf5_contents import (
     whole_file,
 )
 from filterdb.sources.formats.keras_graph import keras_nodes, parse_config
+from filterdb.sources.formats.keras_shards import is_list, read_shards, shard_names
 from filterdb.sources.formats.keras_vars import VARS, variable_nodes
 from filterdb.sources.formats.keras_weights import Weight, weight_role
 
@@ -44,9 +46,33 @@ def sniff(head: bytes, _file: ModelFile) -> bool:
     Returns
     -------
     bool
-        True for the signature of HDF5.
+        True for the signature of HDF5, and for a list of such files.
     """
-    return head.startswith(MAGIC)
+    return head.startswith(MAGIC) or is_list(head)
+
+
+def companions(file: ModelFile) -> tuple[str, ...]:
+    """Return the names of the files a list of weights stands for.
+
+    Parameters
+    ----------
+    file
+        The main file.
+
+    Returns
+    -------
+    tuple of str
+        Empty for HDF5 files.
+    """
+    return shard_names(file) if _is_list(file) else ()
+
+
+def _is_list(file: ModelFile) -> bool:
+    try:
+        with file.path.open("rb") as handle:
+            return is_list(handle.read(4096))
+    except OSError:
+        return False
 
 
 def read(file: ModelFile) -> RawModel:
@@ -71,6 +97,8 @@ def read(file: ModelFile) -> RawModel:
     UnsafeCheckpointError
         The file points outside itself or declares more than it can hold.
     """
+    if _is_list(file):
+        return read_shards(file)
     contents = read_contents(whole_file(file))
     prefix = f"{_HOLDER}/" if _has_holder(contents) else ""
     holder = prefix.removesuffix("/")
@@ -149,5 +177,10 @@ def _ranks(contents: Contents, holder: str) -> Mapping[str, int]:
 
 
 READER = FormatReader(
-    "keras_h5", "Keras HDF5", (".h5", ".hdf5", ".keras_h5"), sniff=sniff, read=read
+    "keras_h5",
+    "Keras HDF5",
+    (".h5", ".hdf5", ".keras_h5"),
+    sniff=sniff,
+    read=read,
+    companions=companions,
 )

@@ -9,7 +9,6 @@ functions it carries (Lambda layers) never run. Nothing is extracted.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,7 @@ from filterdb.sources.formats.keras_graph import (
     parse_config,
 )
 from filterdb.sources.formats.keras_paths import PathIndex, Variable
-from filterdb.sources.formats.keras_vars import VARS, variable_nodes
+from filterdb.sources.formats.keras_vars import OPTIMIZER, VARS, variable_nodes
 from filterdb.sources.formats.stored_array import DeflatedBytes, FileBytes
 from filterdb.sources.formats.zip_entries import open_zip
 
@@ -36,8 +35,6 @@ _CONFIG = "config.json"
 _WEIGHTS = "model.weights.h5"
 _SHARDS = "model.weights.json"
 _TAIL_BYTES = 64 * 1024
-#: Where the state of training lies in a store.
-_OPTIMIZER = re.compile(r"^_?optimizer(/|$)")
 
 
 def sniff(head: bytes, file: ModelFile) -> bool:
@@ -110,7 +107,7 @@ def read(file: ModelFile) -> RawModel:
             taken.add(name)
             path = array.path.replace("\\", "/")  # as written on Windows
             skip: tuple[SkipReason, str] | None = None
-            if _OPTIMIZER.match(path):
+            if OPTIMIZER.match(path):
                 skip = ("optimizer_state", path)
             elif VARS.match(path):
                 variables.append(Variable(name, path, array.shape))

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from filterdb.types import Shape
 
 VARS = re.compile(r"^(?:(.*)/)?vars/(\d+)$")
+#: Where the state of training lies in a store.
+OPTIMIZER = re.compile(r"^_?optimizer(/|$)")
 _CLASS = re.compile(r"^(.*?)(_\d+)?$")
 _OPS: Mapping[str, tuple[NodeOp, tuple[str, ...]]] = {
     "conv1d": ("conv", ("weight", "bias")),

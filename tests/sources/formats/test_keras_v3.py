@@ -12,9 +12,15 @@ import h5py
 import numpy as np
 import pytest
 
-from filterdb.errors import MalformedFileError, UnsafeCheckpointError, UnsupportedFormatError
+from filterdb.errors import (
+    MalformedFileError,
+    MissingCompanionError,
+    UnsafeCheckpointError,
+    UnsupportedFormatError,
+)
 from filterdb.layers.detect import find_layers
-from filterdb.sources.formats import detect, read_model
+from filterdb.sources.formats import FORMATS, detect, read_model
+from filterdb.sources.formats.base import ModelFile
 from filterdb.sources.formats.keras_v3 import read
 from tests.sources.formats.keras_files import (
     functional,
@@ -28,8 +34,6 @@ from tests.sources.formats.keras_files import (
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from filterdb.sources.formats.base import ModelFile
 
 SMALL = {"layers/conv2d/vars/0": kernel(3, 3, 2, 4), "layers/conv2d/vars/1": kernel(4)}
 
@@ -229,6 +233,32 @@ def test_weights_in_several_files(tmp_path: Path) -> None:
     extra["model.weights.json"] = b'{"weight_map": {"/x": "../../secret.h5"}}'
     with pytest.raises(MalformedFileError, match="secret"):
         read(write_keras_v3(tmp_path / "m.keras", config, {}, extra=extra))
+
+
+def test_weights_files_with_a_list(tmp_path: Path) -> None:
+    for number in range(2):
+        with h5py.File(tmp_path / f"m_{number}.weights.h5", "w") as root:
+            root["layers/conv2d_1/vars/1" if number else "layers/conv2d/vars/0"] = (
+                kernel(4) if number else kernel(3, 3, 2, 4)
+            )
+            root[f"optimizer/vars/{number}"] = kernel(2)
+    main = tmp_path / "m.weights.json"
+    listed = {"/layers/conv2d/vars": "m_0.weights.h5", "/x/vars": ["m_1.weights.h5"]}
+    main.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": listed}))
+    alone = ModelFile(main, name=main.name)
+    assert detect(alone) == "keras_h5"
+    names = FORMATS["keras_h5"].companions(alone)
+    assert names == ("m_0.weights.h5", "m_1.weights.h5")
+    raw = read_model(ModelFile(main, {n: tmp_path / n for n in names}, main.name))
+    assert [la.name for la in find_layers(raw).layers] == ["layers/conv2d"]
+    assert len(raw.tensors) == 4
+    (tmp_path / "m_1.weights.h5").unlink()
+    with pytest.raises(MissingCompanionError, match=r"m_1\.weights"):
+        read_model(alone)
+    for name in ("../m_0.weights.h5", "/etc/m_0.weights.h5"):
+        main.write_text(json.dumps({"weight_map": {"/layers/conv2d/vars": name}}))
+        with pytest.raises(UnsafeCheckpointError, match="lead out"):
+            FORMATS["keras_h5"].companions(alone)
 
 
 @pytest.mark.parametrize(
