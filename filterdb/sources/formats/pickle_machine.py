@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from filterdb.errors import MalformedFileError, UnsafeCheckpointError
-from filterdb.sources.formats.base import EXPANSION_SLACK, MAX_EXPANSION
 from filterdb.sources.formats.pickle_values import Global, PersistentId, Record, Table, refused
 
 if TYPE_CHECKING:
@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 #: Open brackets; real checkpoints stay below 100.
 MAX_MARKS = 10_000
 MAX_NAME_BYTES = 4096
+#: Objects may take as many bytes as the pickle itself and this many more. What is made of them
+#: afterwards takes as much again, and all of it stays below 2 · size + 256 MB.
+OBJECT_SLACK = 112 * 1024 * 1024
 _MAX_LINE = 1 << 20
+#: A name met for the first time: its object, its place in two tables.
+_GLOBAL_BYTES = 480
 _LISTED_GLOBALS = 20
 
 
@@ -36,7 +41,7 @@ class Machine:
         self.persistent: list[PersistentId] = []
         self.refusals: dict[str, int] = {}
         self.n_opcodes = 0
-        self.budget = MAX_EXPANSION * (end - start) + EXPANSION_SLACK
+        self.budget = OBJECT_SLACK + (end - start)
         self.result: Any = None
 
     # -- failing -------------------------------------------------------------------------------
@@ -86,6 +91,12 @@ class Machine:
         value: int = layout.unpack(self.take(layout.size))[0]
         return value
 
+    def content(self, count: int) -> bytes:
+        """Return the next `count` bytes as a value the pickle keeps."""
+        raw = self.take(count)
+        self.spend(count)
+        return raw
+
     def line(self, limit: int = _MAX_LINE) -> bytes:
         """Return the bytes up to the next line feed, which is skipped."""
         stop = self.data.find(b"\n", self.position, min(self.end, self.position + limit + 1))
@@ -99,9 +110,11 @@ class Machine:
         """Return the next `count` bytes as a string."""
         raw = self.take(count)
         try:
-            return plain_text(raw.decode("utf-8", "surrogatepass"))
+            text = plain_text(raw.decode("utf-8", "surrogatepass"))
         except UnicodeDecodeError:
             self.malformed("has a string that is not UTF-8", back=count)
+        self.spend(sys.getsizeof(text))
+        return text
 
     # -- the stack -----------------------------------------------------------------------------
 
@@ -146,6 +159,7 @@ class Machine:
         key = (module, name)
         known = self.globals.get(key)
         if known is None:
+            self.spend(_GLOBAL_BYTES + 4 * (len(module) + len(name)))
             known = self.globals[key] = Global(module, name)
             if refused(module, name):
                 self.refusals[known.path] = self.position
@@ -165,6 +179,7 @@ class Machine:
 
     def extend(self, target: Any, items: list[Any]) -> None:
         """Append items to a list or an object."""
+        self.spend(9 * len(items))
         if type(target) is list:
             target.extend(items)
         elif type(target) is Record:
@@ -178,6 +193,7 @@ class Machine:
             self.malformed(f"sets items of a {type(target).__name__}")
         if len(items) % 2:
             self.malformed("sets items with a key that has no value")
+        self.spend(36 * len(items))
         target.pairs.extend(zip(items[::2], items[1::2], strict=True))
 
 

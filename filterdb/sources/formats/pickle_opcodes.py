@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
+import sys
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -22,7 +23,16 @@ _ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"\\": b"\\", b"'": b"'", b'"
 _ESCAPES |= {b"a": b"\a", b"b": b"\b", b"f": b"\f", b"v": b"\v", b"\n": b""}
 _Handler: TypeAlias = Callable[[Machine], None]
 #: Bytes of memory an opcode of one byte makes of nothing: a record, a table, a list, a memo entry.
-_RECORD_BYTES, _TABLE_BYTES, _LIST_BYTES, _MEMO_BYTES = 256, 136, 80, 96
+_RECORD_BYTES, _TABLE_BYTES, _LIST_BYTES, _MEMO_BYTES = 256, 136, 80, 112
+#: … and what every opcode may add to the stack, or to the numbers and short texts on it.
+_SLOT_BYTES = 10
+_VALUE_BYTES = {
+    **dict.fromkeys("GFIJKML\x8a\x8b", 32),
+    **dict.fromkeys("STUVXBC\x8c\x8d\x8e\x96", 40),
+    **dict.fromkeys(")t\x85\x86\x87", 72),
+    **dict.fromkeys("PQ", 64),
+    "(": 96,
+}
 
 
 def _decimal(m: Machine, raw: bytes) -> int:
@@ -75,18 +85,26 @@ def _legacy_string(raw: bytes) -> str:
         return raw.decode("latin-1")
 
 
+def _legacy_text(m: Machine, raw: bytes) -> str:
+    text = _legacy_string(raw)
+    m.spend(sys.getsizeof(text))
+    return text
+
+
 def _op_string(m: Machine) -> None:
     raw = m.line().strip()
     if len(raw) < 2 or raw[:1] != raw[-1:] or raw[:1] not in (b"'", b'"'):
         m.malformed("has a string without its quotes")
-    m.push(_legacy_string(_ESCAPE.sub(_unescape, raw[1:-1])))
+    m.push(_legacy_text(m, _ESCAPE.sub(_unescape, raw[1:-1])))
 
 
 def _op_unicode(m: Machine) -> None:
     try:
-        m.push(plain_text(m.line().decode("raw-unicode-escape")))
+        text = plain_text(m.line().decode("raw-unicode-escape"))
     except UnicodeDecodeError:
         m.malformed("has a string that cannot be decoded")
+    m.spend(sys.getsizeof(text))
+    m.push(text)
 
 
 def _op_short_global(m: Machine) -> None:
@@ -189,6 +207,12 @@ def _op_set_items(m: Machine) -> None:
     m.set_pairs(m.top(), items)
 
 
+def _op_tuple(m: Machine) -> None:
+    items = m.pop_mark()
+    m.spend(8 * len(items))
+    m.push(tuple(items))
+
+
 def _op_tuple_of(m: Machine, count: int) -> None:
     items = tuple(m.pop() for _ in range(count))
     m.push(items[::-1])
@@ -266,16 +290,16 @@ HANDLERS: dict[int, _Handler] = {
         "Q": lambda m: _push_persistent(m, m.pop()),
         "R": _op_reduce,
         "S": _op_string,
-        "T": lambda m: m.push(_legacy_string(m.take(max(m.number(_I4), 0)))),
-        "U": lambda m: m.push(_legacy_string(m.take(m.take(1)[0]))),
+        "T": lambda m: m.push(_legacy_text(m, m.take(max(m.number(_I4), 0)))),
+        "U": lambda m: m.push(_legacy_text(m, m.take(m.take(1)[0]))),
         "V": _op_unicode,
         "X": lambda m: m.push(m.text(m.number(_U4))),
         "\x8c": lambda m: m.push(m.text(m.take(1)[0])),
         "\x8d": lambda m: m.push(m.text(m.number(_U8))),
-        "B": lambda m: m.push(m.take(m.number(_U4))),
-        "C": lambda m: m.push(m.take(m.take(1)[0])),
-        "\x8e": lambda m: m.push(m.take(m.number(_U8))),
-        "\x96": lambda m: m.push(m.take(m.number(_U8))),
+        "B": lambda m: m.push(m.content(m.number(_U4))),
+        "C": lambda m: m.push(m.content(m.take(1)[0])),
+        "\x8e": lambda m: m.push(m.content(m.number(_U8))),
+        "\x96": lambda m: m.push(m.content(m.number(_U8))),
         "a": _op_append,
         "e": _op_appends,
         "b": _op_build,
@@ -297,7 +321,7 @@ HANDLERS: dict[int, _Handler] = {
         "l": lambda m: m.push(m.pop_mark()),
         "]": _op_list,
         ")": _constant(()),
-        "t": lambda m: m.push(tuple(m.pop_mark())),
+        "t": _op_tuple,
         "\x85": lambda m: _op_tuple_of(m, 1),
         "\x86": lambda m: _op_tuple_of(m, 2),
         "\x87": lambda m: _op_tuple_of(m, 3),
@@ -315,3 +339,6 @@ HANDLERS: dict[int, _Handler] = {
         "\x84": _op_out_of_band,
     }.items()
 }
+
+#: Opcode → bytes of memory its value takes, whatever the handler itself accounts for.
+COSTS = tuple(_SLOT_BYTES + _VALUE_BYTES.get(chr(code), 0) for code in range(256))

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from filterdb.errors import MalformedFileError, UnsupportedFormatError
 from filterdb.sources.formats.pickle_machine import Machine
-from filterdb.sources.formats.pickle_opcodes import HANDLERS, STOP
+from filterdb.sources.formats.pickle_opcodes import COSTS, HANDLERS, STOP
 
 if TYPE_CHECKING:
     from filterdb.sources.formats.file_view import ByteSource
     from filterdb.sources.formats.pickle_values import Global, PersistentId
 
-#: A checkpoint of 1,000 tensors takes 50,000; each opcode allocates 200 bytes at most.
+#: A checkpoint of 1,000 tensors takes 50,000. Memory is bounded apart from this.
 MAX_OPCODES = 4_000_000
 
 
@@ -109,6 +109,7 @@ def _run(machine: Machine) -> None:
             machine.n_opcodes = count
             machine.result = machine.pop()
             return
+        machine.spend(COSTS[code])
         handler = HANDLERS.get(code)
         if handler is None:
             machine.malformed(f"has no opcode 0x{code:02x}", back=1)

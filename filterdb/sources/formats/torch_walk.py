@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 
 #: Modules in modules in lists …; real models stay below 30.
 MAX_NESTING = 100
+#: How often the parts of a pickle are looked at, on average: state dicts and their copies.
+_MOST_USES = 6
+#: Bytes of memory one tensor, one module, one attribute to be looked at later take …
+_TENSOR_BYTES, _NODE_BYTES, _LATER_BYTES = 900, 900, 120
+#: … and what they may take besides as many bytes as the file has.
+_MEMORY_SLACK = 96 * 1024 * 1024
 _SKIP_ATTRIBUTES = frozenset(("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"))
 _ATTRIBUTE: Skip = ("buffer", "an attribute of a module, not in its state dict")
 _NOT_PERSISTENT: Skip = ("buffer", "registered as not persistent")
@@ -49,9 +55,9 @@ class Walker:
     def __init__(self, table: TensorTable, where: str, n_opcodes: int, file_size: int) -> None:
         self._table = table
         self._where = where
-        self._steps = MAX_EXPANSION * n_opcodes + 100_000
+        self._steps = _MOST_USES * n_opcodes + 100_000
         self._bytes = MAX_EXPANSION * file_size + EXPANSION_SLACK
-        self._letters = self._bytes
+        self._memory = _MEMORY_SLACK + file_size
         self._count = 0
         self._open: set[int] = set()
         self._seen: set[int] = set()
@@ -104,13 +110,18 @@ class Walker:
         if self._steps < 0:
             self._fail("parts that contain one another unfold to far more than the file holds")
 
+    def _charge(self, n_bytes: int) -> None:
+        self._memory -= n_bytes
+        if self._memory < 0:
+            self._fail("its names and modules take many times the file's own size")
+
     def _emit(self, name: str, spec: TensorSpec, skip: Skip) -> None:
         self._count += 1
-        self._letters -= len(name)
+        self._charge(_TENSOR_BYTES + 2 * len(name))
         self._bytes -= spec.nbytes
         if self._count > MAX_TENSORS:
             self._fail(f"more than {MAX_TENSORS:,} tensors")
-        if self._bytes < 0 or self._letters < 0:
+        if self._bytes < 0:
             self._fail(f"its tensors (up to {name[-80:]!r}) take many times the file's own size")
         self._part.tensors.append(Found(name, spec, skip or spec.skip))
 
@@ -216,7 +227,9 @@ class Walker:
         self._extra = extra
         for leaf, value in attributes.items():
             if leaf not in _SKIP_ATTRIBUTES and _may_hold(value):
-                self._later.append((join(name, leaf), value))
+                path = join(name, leaf)
+                self._charge(_LATER_BYTES + len(path))
+                self._later.append((path, value))
 
     def _node(
         self, name: str, record: Record, attributes: dict[str, Any], leaves: dict[str, Any]
@@ -231,6 +244,7 @@ class Walker:
         node = module_node(name, class_name, attributes, tensors)
         # What only an attribute holds (a loss) is part of the network where it holds tensors.
         if node.weights or not self._late:
+            self._charge(_NODE_BYTES + 3 * len(name))
             self._part.nodes.append(node)
 
 
