@@ -182,8 +182,9 @@ def _taken_up(partial: Path, files: Sequence[ListedFile]) -> dict[int, Sighting]
     for line in lines:
         try:
             number, record = json.loads(line)
-            sighting = Sighting(**record)
-        except (ValueError, TypeError):
+            otherwise = tuple((words, n, k) for words, n, k in record.pop("otherwise", ()))
+            sighting = Sighting(**record, otherwise=otherwise)
+        except (ValueError, TypeError, AttributeError):
             continue
         if 0 <= number < len(files) and files[number].uri == sighting.uri:
             seen[number] = sighting

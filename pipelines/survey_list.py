@@ -98,13 +98,9 @@ class Row:
         """What is known of a difference: told, or seen in the counts."""
         if self.agrees or not self.is_compared:
             return ""
-        once = (self.seen.n_kernels, self.seen.n_kernel_filters_3x3)
-        if not self.listed.explanation and once == (
-            self.listed.n_layers,
-            self.listed.n_filters_3x3,
-        ):
-            return "a kernel several layers share is listed once and counted here at every use"
-        return self.listed.explanation
+        listed = (self.listed.n_layers, self.listed.n_filters_3x3)
+        rules = (words for words, *counts in self.seen.otherwise if tuple(counts) == listed)
+        return self.listed.explanation or next(rules, "")
 
     def cells(self) -> list[str]:
         """Return it in the order of :data:`COLUMNS`."""

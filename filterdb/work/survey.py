@@ -6,7 +6,10 @@ these can be read, and does the reader see in them what others saw?" without a s
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +20,22 @@ if TYPE_CHECKING:
     from filterdb.layers.model import ConvLayer, ModelLayers
 
 _KERNEL_3X3 = (3, 3)
+#: Longer kernels are filter banks (spectrograms, pitch) to some who count.
+_LONG = 64
+
+#: What other people's counts leave out → whether a layer is of that kind.
+_LEFT_OUT: dict[str, Callable[[ConvLayer], bool]] = {
+    "a kernel several layers share is listed once, here at every use": lambda layer: (
+        layer.shared_with is not None
+    ),
+    f"the list leaves out kernels longer than {_LONG}": lambda layer: max(layer.kernel) > _LONG,
+    "the list leaves out 1-D layers of one output channel": lambda layer: (
+        layer.rank == 1 and layer.out_channels == 1
+    ),
+}
+#: And what they count besides: these are rows of the table `skipped` here.
+_COUNTED_TOO = "the list counts a kernel's copies too: moving averages, optimizer state"
+_COPIES = ("ema_copy", "optimizer_state")
 
 
 @dataclass(frozen=True)
@@ -55,6 +74,8 @@ class Sighting:
         Layers with a weight that is NaN or infinite.
     depth_source
         "graph" or "registration"; empty without layers.
+    otherwise
+        (words, layers, 3×3 filters) by other ways of counting that lists are known to use.
     error, message
         Why it was not read; empty where it was.
     retryable
@@ -70,6 +91,7 @@ class Sighting:
     n_skipped: int = 0
     n_nonfinite_layers: int = 0
     depth_source: str = ""
+    otherwise: tuple[tuple[str, int, int], ...] = ()
     error: str = ""
     message: str = ""
     retryable: bool = False
@@ -132,10 +154,28 @@ def _counted(uri: str, format_name: str, found: ModelLayers) -> Sighting:
         n_skipped=len(found.skipped),
         n_nonfinite_layers=sum(not _is_finite(layer) for layer in own),
         depth_source=found.layers[0].depth_source if found.layers else "",
+        otherwise=_otherwise(found),
     )
 
 
-def _filters_3x3(layers: list[ConvLayer] | tuple[ConvLayer, ...]) -> int:
+def _otherwise(found: ModelLayers) -> tuple[tuple[str, int, int], ...]:
+    """Count as lists do that share, cut short, leave out or count copies; fewest rules first."""
+    copies = [s.shape for s in found.skipped if s.reason in _COPIES and len(s.shape) > 2]
+    copied_3x3 = sum(math.prod(shape[:2]) for shape in copies if shape[2:] == _KERNEL_3X3)
+    counts: dict[tuple[int, int], str] = {}
+    for n_rules in range(1, len(_LEFT_OUT) + 2):
+        for rules in combinations([*_LEFT_OUT, _COUNTED_TOO], n_rules):
+            tests = [_LEFT_OUT[rule] for rule in rules if rule in _LEFT_OUT]
+            kept = [la for la in found.layers if not any(test(la) for test in tests)]
+            n_layers, n_3x3 = len(kept), _filters_3x3(kept)
+            if _COUNTED_TOO in rules:
+                n_layers, n_3x3 = n_layers + len(copies), n_3x3 + copied_3x3
+            counts.setdefault((n_layers, n_3x3), "; ".join(rules))
+    counts.pop((len(found.layers), _filters_3x3(found.layers)), None)
+    return tuple((words, *pair) for pair, words in counts.items())
+
+
+def _filters_3x3(layers: Sequence[ConvLayer]) -> int:
     return sum(layer.n_filters for layer in layers if layer.kernel == _KERNEL_3X3)
 
 

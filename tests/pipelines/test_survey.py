@@ -191,3 +191,28 @@ def test_non_finite_weights_are_counted(tmp_path: Path) -> None:
         n_nonfinite_layers=1,
         depth_source="registration",
     )
+
+
+def test_other_ways_of_counting_are_named(line: Line, tmp_path: Path) -> None:
+    """A difference that a known convention makes is explained by that convention alone."""
+    rng = np.random.default_rng(2)
+
+    def weights(*shape: int) -> np.ndarray:
+        return rng.normal(size=shape).astype(np.float32)
+
+    tensors = {
+        "bank.weight": weights(32, 1, 512),
+        "a.weight": weights(16, 32, 3),
+        "c.weight": weights(1, 16, 5),
+    }
+    save_file(tensors, str(tmp_path / "audio.safetensors"))
+    lines = ["uri,listed_layers,listed_3x3", *(f"file:audio.safetensors,{n},0" for n in (3, 2, 1))]
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    line("survey", str(tmp_path / "list.csv"), "--out", str(tmp_path / "o"))
+    explained = [row["explanation"] for row in table(tmp_path / "o")]
+    assert explained == [
+        "",
+        "the list leaves out kernels longer than 64",
+        "the list leaves out kernels longer than 64; "
+        "the list leaves out 1-D layers of one output channel",
+    ]
