@@ -73,6 +73,11 @@ _NOT_A_KERNEL = re.compile(
     re.I,
 )
 _ATTENTION = re.compile(r"(^|[._/])(query|key|value|qkv|attention|attn\w*)(?=$|[._/])", re.I)
+#: Experts (out, in) side by side; grouped linear layers (DeepFilterNet).
+_MATRICES = re.compile(
+    r"(^|[._/])(experts?|linear_(in|out)|grouped_?linear|\w*_fc_emb)(?=$|[._/])", re.I
+)
+_RESAMPLE = re.compile(r"(^|[._/])(up_?sample|down_?sample|resample)\w*$", re.I)
 _BARE_WEIGHT = re.compile(r"^(w|weights?|kernels?|filters?|conv\w*|arr)_?\d*$", re.I)
 _CONV_NAME = re.compile(r"conv|kernel|(^|[._/])(patch_embed\w*|stem\w*)", re.I)
 
@@ -101,7 +106,7 @@ def kernel_objection(name: str, shape: Sequence[int]) -> str | None:
         return "a bias"
     if any(n == 0 for n in shape):
         return "empty"
-    named = low in WEIGHT_LEAVES or _BARE_WEIGHT.match(leaf) is not None
+    named = low in WEIGHT_LEAVES or _BARE_WEIGHT.match(leaf.lstrip("_")) is not None
     if not named:
         return f"nothing in {leaf!r} says that it is a kernel"
     # `patch_embed.proj.weight` is a convolution, `pos_embed` a table: ask about the last part only
@@ -118,7 +123,11 @@ def kernel_objection(name: str, shape: Sequence[int]) -> str | None:
     convolved = low.startswith("weight") and shape[-1] == 1
     if rank == 1 and _ATTENTION.search(where) and "conv" not in where.lower() and not convolved:
         return "an attention projection by its name"
-    if sum(n > 1 for n in shape) <= 1 and re.search(r"norm|bn|scale|gamma|gain", tail, re.I):
+    if rank == 1 and _MATRICES.search(where):
+        return "a stack of matrices by its name"
+    if low == "kernel" and tuple(shape[:2]) == (1, 1) and _RESAMPLE.search(where):
+        return "a fixed filter by its name"
+    if sum(n > 1 for n in shape) <= 1 and re.search(r"norm|bn|scale|gamma|gain|prelu", tail, re.I):
         return "a per-channel parameter"
     return None
 
