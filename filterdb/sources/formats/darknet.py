@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 #: Text of the largest real networks is below 100 kilobytes.
 _MAX_TEXT = 8 * 1024 * 1024
-_FIRST_SECTION = re.compile(rb"(?:\s*(?:[#;][^\n]*)?\n)*\s*\[net(?:work)?\]", re.I)
+#: Nothing in it can be matched in two ways: many empty lines take no time.
+_FIRST_SECTION = re.compile(rb"(?:\s|[#;][^\n]*+\n)*+\[net(?:work)?\]", re.I)
 _WEIGHTS = (".weights", ".backup")
 #: What training appends to the name of the configuration.
 _STAGE = re.compile(r"_(best|final|last|[0-9]+)$")
@@ -132,7 +133,7 @@ def _halves(file: ModelFile) -> tuple[Path, Path, str, str]:
     """Return paths and names of configuration and weights."""
     name = file.name or file.path.name
     with map_file(file.path) as data:
-        is_cfg = _is_cfg(bytes(data[:4096]))
+        is_cfg = file.suffix not in _WEIGHTS or _is_cfg(bytes(data[:4096]))
     wanted = companions(file)[0]
     given = dict(file.companions)
     if wanted in given or not given:
