@@ -142,10 +142,8 @@ def _parse(file: ModelFile) -> tuple[Library, int]:
 
 
 def _stripped(constants: Mapping[str, Constant | None]) -> bool:
-    """Whether constants that need values have none."""
-    return any(c is None or (c.elements and not c.pieces) for c in constants.values()) and not any(
-        c is not None and c.stored_bytes > 4096 for c in constants.values()
-    )
+    """Whether no constant has a value; single ones without are zero."""
+    return bool(constants) and all(c is None or not c.pieces for c in constants.values())
 
 
 def _beside(file: ModelFile) -> tuple[Tensor, ...]:

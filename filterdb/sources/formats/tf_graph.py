@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from filterdb.errors import MalformedFileError
 from filterdb.layers.raw import ConvAttributes, Node, NodeOp, layout_of_rank
+from filterdb.sources.formats.tf_widths import Widths
 
 if TYPE_CHECKING:
     from filterdb.sources.formats.tf_operations import Operation
@@ -33,12 +34,15 @@ _BATCH_NORM = {"FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3", "_Fused
 _LINEAR = {"MatMul", "_FusedMatMul", "BatchMatMul", "BatchMatMulV2"}
 _ADD = {"Add", "AddV2", "BiasAdd", "BiasAddV1"}
 #: What lets a weight through unchanged.
-_PASS = {"Identity", "Cast", "StopGradient", "ReadVariableOp", "Enter", "CheckNumerics", "Snapshot"}
+_PASS = {
+    "Identity", "Cast", "StopGradient", "ReadVariableOp", "Enter", "CheckNumerics", "Snapshot",
+    "FakeQuantWithMinMaxVars", "FakeQuantWithMinMaxArgs", "FakeQuantWithMinMaxVarsPerChannel",
+    "QuantizeAndDequantizeV2", "QuantizeAndDequantizeV3", "QuantizeAndDequantizeV4",
+}  # fmt: skip
 #: What also leaves the channels of an activation in place.
 _IDENTITY = _PASS | {
     "Dropout", "SpaceToBatchND", "BatchToSpaceND", "Squeeze", "ExpandDims",
-    "PreventGradient", "PlaceholderWithDefault", "FakeQuantWithMinMaxVars",
-    "FakeQuantWithMinMaxArgs", "FakeQuantWithMinMaxVarsPerChannel",
+    "PreventGradient", "PlaceholderWithDefault",
 }  # fmt: skip
 _MAX_EXTENT = 1 << 31
 
@@ -120,6 +124,7 @@ class _Graph:
         self._shapes = shapes
         self._small_constant = small_constant
         self._by_name = {o.name: o for o in operations}
+        self._widths = Widths(operations)
         used: dict[str, dict[str, None]] = {}
         for operation in operations:
             for name in operation.inputs:
@@ -154,7 +159,10 @@ class _Graph:
                 f"graph: operations wait for one another, {stuck!r} among them"
             )
         found = [self._operations[i] for i in order]
-        return [o for o in found if self._constant(o.name) is None and o.op != "Const"]
+        kept = [o for o in found if self._constant(o.name) is None and o.op != "Const"]
+        for operation in kept:
+            self._widths.add(operation, self._emitted(operation))
+        return kept
 
     def nodes(self, operation: Operation) -> Iterator[Node]:
         """Translate one operation."""
@@ -169,6 +177,19 @@ class _Graph:
             yield self._by_constant(operation, "multiply" if op == "Mul" else "add")
         else:
             yield self._node(operation, "identity" if op in _IDENTITY else "other", {})
+
+    def _emitted(self, operation: Operation) -> int | None:
+        """Output channels of an operation with a kernel; None for any other."""
+        op, inputs = operation.op, operation.inputs
+        if len(inputs) < 2 or not (op in _CONV or op in _DEPTHWISE or op in _TRANSPOSED):
+            return None
+        weight, _ = self._kernel(inputs[1])
+        shape = self._shapes[weight] if weight is not None else ()
+        if len(shape) < 3:
+            return None
+        if op in _TRANSPOSED:
+            return shape[-2]
+        return shape[-1] * shape[-2] if op in _DEPTHWISE else shape[-1]
 
     def _convolution(self, operation: Operation) -> Iterator[Node]:
         transposed = operation.op in _TRANSPOSED
@@ -230,9 +251,12 @@ class _Graph:
         letters = "HWIM" if op in _DEPTHWISE else "HWOI" if op in _TRANSPOSED else "HWIO"
         layout = layout_of_rank(letters, 1 if one_axis else rank)
         shape = self._shapes[weight] if weight is not None else ()
-        groups: int | None = 1  # a filter of fewer channels than its input would be grouped
+        groups: int | None = 1
         if op in _DEPTHWISE:
             groups = shape[layout.index("I")] if len(shape) == len(layout) else None
+        elif op in _CONV and len(shape) == len(layout):
+            # A filter of fewer channels than its input has is a grouped one.
+            groups = self._widths.groups(operation.inputs[0], *shape[-2:])
         first = 2 if str(operation.attributes.get("data_format", "")).startswith("NC") else 1
         keep = slice(first + 1, first + rank) if one_axis else slice(first, first + rank)
         stride = _extents(operation.integers("strides"), keep)

@@ -20,6 +20,8 @@ from filterdb.sources.formats.tf_meta_graph import MetaGraph, meta_graph, meta_g
 from filterdb.sources.formats.tf_variables import VARIABLES, choose_graph, variable_keys
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from filterdb.sources.formats.tf_object_graph import ObjectGraph
 
 _META = ".meta"
@@ -113,7 +115,7 @@ def read(file: ModelFile) -> RawModel:
         handles = variable_keys(found)
         graph, aliases = choose_graph(found, handles, objects)
         size = len(data)
-    known = {op: variables[key].name for op, key in aliases.items() if key in variables}
+    known = {op: _averaged(key, variables).name for op, key in aliases.items() if key in variables}
     tensors, nodes = graph_model(
         graph, file.path, size, where=where, beside=variables.values(), aliases=known
     )
@@ -146,6 +148,14 @@ def _chosen(wire: WireReader, file: ModelFile) -> MetaGraph:
     if not found:
         raise MalformedFileError(f"{wire.where}: a SavedModel without a graph")
     return next((g for g in found if "serve" in g.tags), found[0])
+
+
+def _averaged(key: str, variables: Mapping[str, Tensor]) -> Tensor:
+    """Return a variable's moving average where that is taken in its place."""
+    tensor = variables[key]
+    if tensor.skip is not None and tensor.skip[0] == "ema_copy":
+        return variables.get(f"{key}/ExponentialMovingAverage", tensor)
+    return tensor
 
 
 def _variables(file: ModelFile, found: MetaGraph) -> tuple[dict[str, Tensor], ObjectGraph | None]:
