@@ -45,16 +45,16 @@ def companion_path(file: ModelFile, name: str, *, holds: str = "its weights") ->
         check_member(name)
     except UsageError as error:
         raise refusal from error
-    path = file.companions.get(name)
+    given = file.companions.get(name)
+    path = file.path.parent / name if given is None else given
     try:
-        if path is None:
-            path = file.path.parent / name
-            if not path.resolve().is_relative_to(file.path.parent.resolve()):
-                raise refusal
+        inside = given is not None or path.resolve().is_relative_to(file.path.parent.resolve())
         there = path.is_file()
     except (OSError, RuntimeError, ValueError):  # a name too long, links that go round
-        there = False
-    if path is None or not there:
+        inside, there = True, False
+    if not inside:
+        raise refusal
+    if not there:
         raise MissingCompanionError(
             f"{label} keeps {holds} in {name[:200]!r}, which is not there",
             tip="fetch it too, into the same folder, or name it under companions",

@@ -1,0 +1,170 @@
+"""PaddlePaddle programs built from the public schema."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from filterdb.errors import (
+    MalformedFileError,
+    MissingCompanionError,
+    UnsafeCheckpointError,
+    UnsupportedFormatError,
+)
+from filterdb.layers.detect import find_layers
+from filterdb.sources.formats import FORMATS, ModelFile, detect, read_model
+from tests.sources.formats.inference_files import (
+    check_damage,
+    message,
+    paddle_model,
+    paddle_operator,
+)
+
+PLAIN = {"strides": [1, 2], "paddings": [1, 0], "dilations": [1, 1], "groups": 1}
+
+
+def ramp(*shape: int) -> Any:
+    return np.arange(1, np.prod(shape) + 1, dtype=np.float32).reshape(shape)
+
+
+def conv(weight: str, source: str, result: str, kind: str = "conv2d", **more: Any) -> Any:
+    inputs, outputs = {"Input": source, "Filter": weight}, {"Output": result}
+    return paddle_operator(kind, inputs, outputs, **{**PLAIN, **more})
+
+
+def write(folder: Path, program: bytes, data: bytes) -> Path:
+    (folder / "m.pdmodel").write_bytes(program)
+    (folder / "m.pdiparams").write_bytes(data)
+    return folder / "m.pdmodel"
+
+
+def model(folder: Path, parameters: dict[str, Any], *blocks: Any) -> ModelFile:
+    return ModelFile(write(folder, *paddle_model(parameters, *blocks)))
+
+
+def test_orientation_of_every_kind_of_convolution(tmp_path: Path) -> None:
+    parameters: dict[str, Any] = {
+        "b.w_0": ramp(2, 3, 2, 3), "a.w_0": ramp(4, 1, 3, 2), "t.w_0": ramp(4, 3, 2, 3),
+        "v.w_0": ramp(2, 1, 2, 3, 4), "l.w_0": ramp(2, 3, 4),
+    }  # fmt: skip
+    three = {"strides": [1, 1, 1], "paddings": [0, 0, 0], "dilations": [1, 1, 1]}
+    operators = [
+        conv("b.w_0", "x", "1"),
+        conv("a.w_0", "1", "2", "depthwise_conv2d", groups=4),
+        conv("t.w_0", "2", "3", "conv2d_transpose", groups=2),
+        conv("v.w_0", "3", "4", "conv3d", **three),
+        paddle_operator("unsqueeze2", {"X": "l.w_0"}, {"Out": "l.high"}, axes=[-2]),
+        conv("l.high", "4", "5", strides=[1, 3], paddings=[0, 2]),
+    ]
+    layers = {
+        la.name: la for la in find_layers(read_model(model(tmp_path, parameters, operators))).layers
+    }
+    np.testing.assert_array_equal(layers["b"].weights(), parameters["b.w_0"])
+    np.testing.assert_array_equal(layers["a"].weights(), parameters["a.w_0"])
+    assert (layers["a"].groups, layers["a"].role) == (4, "depthwise")
+    assert (layers["b"].stride, layers["b"].padding) == ((1, 2), (1, 0))
+    # (inputs, outputs of a group, …): group by group, inputs and outputs change places.
+    expected = parameters["t.w_0"].reshape(2, 2, 3, 2, 3).swapaxes(1, 2).reshape(6, 2, 2, 3)
+    np.testing.assert_array_equal(layers["t"].weights(), expected)
+    np.testing.assert_array_equal(layers["v"].weights(), parameters["v.w_0"])
+    np.testing.assert_array_equal(layers["l"].weights(), parameters["l.w_0"])
+    assert (layers["l"].kernel, layers["l"].stride, layers["l"].padding) == ((4,), (3,), (2,))
+    depths = {name: la.conv_depth for name, la in layers.items()}
+    assert depths == {"b": 0, "a": 1, "t": 2, "v": 3, "l": 4}
+
+
+def test_batch_norm_and_scales_follow_the_graph(tmp_path: Path) -> None:
+    vector = np.array([1, 2], np.float32)
+    parameters: dict[str, Any] = {
+        "w": (np.arange(18) - 9).astype(np.int8).reshape(2, 1, 3, 3),
+        "scale": np.array([1.27, 2.54], np.float32), "g": vector, "o": vector,
+        "m": vector, "s": vector,
+    }  # fmt: skip
+    norm = {"X": "c", "Scale": "g", "Bias": "o", "Mean": "m", "Variance": "s"}
+    operators = [
+        paddle_operator("dequantize_linear", {"X": "w", "Scale": "scale"}, {"Y": "f"},
+                        quant_axis=0, bit_length=8),
+        conv("f", "x", "c"),
+        paddle_operator("batch_norm", norm, {"Y": "y"}, epsilon=0.25),
+    ]  # fmt: skip
+    (layer,) = find_layers(read_model(model(tmp_path, parameters, operators))).layers
+    assert (layer.quantised, layer.source_dtype) == (True, "int8")
+    expected = parameters["w"] * np.array([0.01, 0.02], np.float32).reshape(2, 1, 1, 1)
+    np.testing.assert_allclose(layer.weights(), expected, rtol=1e-6)
+    assert layer.batch_norm_status == "separate"
+    assert layer.read_batch_norm is not None
+    np.testing.assert_allclose(layer.read_batch_norm().scale, vector / np.sqrt(vector + 0.25))
+
+
+def test_blocks_run_once_and_loops_of_blocks_end(tmp_path: Path) -> None:
+    inner = [conv("w", "x", "c"), paddle_operator("while", {}, {}, sub_block=1)]
+    outer = [paddle_operator("while", {"X": "x"}, {"Out": "y"}, sub_block=1)]
+    raw = read_model(model(tmp_path, {"w": ramp(1, 1, 3, 3)}, outer, inner))
+    assert [n.source_op for n in raw.nodes] == ["while", "conv2d", "while"]
+
+
+def test_older_files_keep_each_parameter_by_itself(tmp_path: Path) -> None:
+    program, data = paddle_model({"w": ramp(1, 1, 3, 3)}, [conv("w", "x", "c")])
+    (tmp_path / "__model__").write_bytes(program)
+    (tmp_path / "w").write_bytes(data)
+    file = ModelFile(tmp_path / "__model__")
+    assert FORMATS["paddle"].companions(file) == ("w",)
+    assert len(find_layers(read_model(file)).layers) == 1
+    (tmp_path / "__params__").write_bytes(data)
+    assert FORMATS["paddle"].companions(file) == ("__params__",)
+    assert len(find_layers(read_model(file)).layers) == 1
+
+
+def test_program_and_parameters_must_belong_together(tmp_path: Path) -> None:
+    program, data = paddle_model({"w": ramp(1, 1, 3, 3)}, [conv("w", "x", "c")])
+    file = ModelFile(write(tmp_path, program, data + b"\0"))
+    assert detect(file) == "paddle"
+    with pytest.raises(MalformedFileError, match="end at byte"):
+        read_model(file)
+    other, _ = paddle_model({"w": ramp(1, 1, 3, 2)}, [conv("w", "x", "c")])
+    with pytest.raises(MalformedFileError, match="program states"):
+        read_model(ModelFile(write(tmp_path, other, data)))
+    with pytest.raises(MalformedFileError, match="holds 0 parameters"):
+        read_model(ModelFile(write(tmp_path, program, b"")))
+    (tmp_path / "m.pdiparams").unlink()
+    with pytest.raises(MissingCompanionError, match="pdiparams"):
+        read_model(file)
+
+
+def test_a_parameter_named_like_a_place_elsewhere_is_refused(tmp_path: Path) -> None:
+    name = "../secret"
+    program, data = paddle_model({name: ramp(1, 1, 3, 3)}, [conv(name, "x", "c")])
+    folder = tmp_path / "inner"
+    folder.mkdir()
+    (tmp_path / "secret").write_bytes(data)
+    (folder / "__model__").write_bytes(program)
+    with pytest.raises(UnsafeCheckpointError, match="not inside"):
+        read_model(ModelFile(folder / "__model__"))
+
+
+def test_millions_of_empty_operators_are_refused(tmp_path: Path) -> None:
+    block = message([(1, 0), (2, -1)]) + b"\x22\x00" * 400_000
+    (tmp_path / "m.pdmodel").write_bytes(message([(1, block)]))
+    with pytest.raises(UnsafeCheckpointError, match="describes more"):
+        read_model(ModelFile(tmp_path / "m.pdmodel"))
+
+
+def test_other_files_are_not_taken_for_programs(tmp_path: Path) -> None:
+    path = tmp_path / "m.pdmodel"
+    path.write_bytes(b"\n\x05hello" + bytes(64))
+    with pytest.raises(UnsupportedFormatError):
+        detect(ModelFile(path))
+
+
+def test_damage_is_an_error_and_nothing_else(tmp_path: Path) -> None:
+    parameters = {"w": ramp(2, 1, 3, 3), "g": np.array([1, 2], np.float32)}
+    program, data = paddle_model(parameters, [conv("w", "x", "c")])
+    assert check_damage(tmp_path, "m.pdmodel", {"m.pdiparams": data}, program) > 50
+    write(tmp_path, program, data)
+    for end in range(len(data)):
+        (tmp_path / "m.pdiparams").write_bytes(data[:end])
+        with pytest.raises(MalformedFileError):
+            read_model(ModelFile(tmp_path / "m.pdmodel"))
