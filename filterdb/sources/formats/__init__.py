@@ -33,6 +33,7 @@ _BUILT_IN = {
     "mediapipe_task": "filterdb.sources.formats.mediapipe_task",
     "torch": "filterdb.sources.formats.torch_file",
     "npz": "filterdb.sources.formats.npz",
+    "pickle": "filterdb.sources.formats.pickles",
     "keras_v3": "filterdb.sources.formats.keras_v3",
     "keras_h5": "filterdb.sources.formats.keras_h5",
     "torch7": "filterdb.sources.formats.torch7",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import struct
+from dataclasses import replace
 from typing import Any
 
 from filterdb.errors import MalformedFileError, UnsafeCheckpointError
@@ -50,14 +51,44 @@ def _read(file: ModelFile) -> RawModel:
 
 def _tensor(entries: ZipEntries, member: str, source: StoredBytes) -> Tensor:
     where = f"{entries.label}: array {member!r}"
-    descr, fortran, shape, start = parse_npy_header(entries.head(member), where)
-    count = check_shape(shape, what=where)
+    found = npy_array(entries.head(member), source, where)
     name = member.removesuffix(".npy")
+    if isinstance(found, int):
+        return Tensor(name, (), "object", _no_numbers, skip=("unsupported_dtype", "objects"))
+    return replace(found, name=name, storage=(member,) if found.skip is None else None)
+
+
+def npy_array(head: bytes, source: StoredBytes, where: str) -> Tensor | int:
+    """Read the header of an ``.npy`` array.
+
+    Parameters
+    ----------
+    head
+        The array's first bytes, 64 KiB or all of it.
+    source
+        All of its bytes.
+    where
+        Its name for messages.
+
+    Returns
+    -------
+    Tensor or int
+        Without a name; for an array of objects the offset of the pickle behind its header.
+
+    Raises
+    ------
+    MalformedFileError
+        It is no such array, or its bytes do not fit its shape.
+    """
+    descr, fortran, shape, start = parse_npy_header(head, where)
+    count = check_shape(shape, what=where)
     match = _SIMPLE_TYPE.fullmatch(descr) if isinstance(descr, str) else None
     dtype = _type_name(match)
+    if descr == "|O":
+        return start
     if match is None or not dtype:
         shown = descr if isinstance(descr, str) else "a record"
-        return Tensor(name, shape, shown[:40], _no_numbers, skip=("unsupported_dtype", shown[:200]))
+        return Tensor("", shape, shown[:40], _no_numbers, skip=("unsupported_dtype", shown[:200]))
     nbytes = count * int(match[3])
     if source.size - start != nbytes:
         raise MalformedFileError(
@@ -65,8 +96,9 @@ def _tensor(entries: ZipEntries, member: str, source: StoredBytes) -> Tensor:
             f"{source.size - start} follow its header"
         )
     strides = c_strides(shape[::-1])[::-1] if fortran else c_strides(shape)
-    load = StoredArray(source, start, shape, strides, dtype, match[1] == ">")
-    return Tensor(name, shape, dtype, load, storage=(member,))
+    return Tensor(
+        "", shape, dtype, StoredArray(source, start, shape, strides, dtype, match[1] == ">")
+    )
 
 
 def _type_name(match: re.Match[str] | None) -> str:

@@ -245,6 +245,14 @@ def _make_bytes(m: Machine, kind: Global, args: tuple[Any, ...]) -> Any:
     return Record(kind, args)
 
 
+def _make_tuple(m: Machine, kind: Global, args: tuple[Any, ...]) -> Any:
+    # Paddle pickles a parameter as ``tuple((name, array))``.
+    if len(args) == 1 and isinstance(args[0], list | tuple):
+        m.spend(56 + 8 * len(args[0]))
+        return tuple(args[0])
+    return Record(kind, args)
+
+
 def _make_object(m: Machine, kind: Global, args: tuple[Any, ...]) -> Any:
     # ``copyreg._reconstructor(cls, base, state)`` and ``copyreg.__newobj__(cls, *args)``.
     if not args:
@@ -271,6 +279,8 @@ _CONTAINERS: dict[tuple[str, str], Callable[[Machine, Global, tuple[Any, ...]], 
     ("__builtin__", "bytes"): _make_bytes,
     ("builtins", "bytearray"): _make_bytes,
     ("__builtin__", "bytearray"): _make_bytes,
+    ("builtins", "tuple"): _make_tuple,
+    ("__builtin__", "tuple"): _make_tuple,
     ("copyreg", "_reconstructor"): _make_object,
     ("copy_reg", "_reconstructor"): _make_object,
     ("copyreg", "__newobj__"): _make_object,

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from filterdb.errors import MalformedFileError, UnsupportedFormatError
-from filterdb.layers.raw import RawModel, Tensor
 from filterdb.sources.formats.base import FormatReader, ModelFile
 from filterdb.sources.formats.file_view import map_file
 from filterdb.sources.formats.pickle_reader import Unpickled, read_pickle
 from filterdb.sources.formats.stored_array import FileBytes, StoredBytes
-from filterdb.sources.formats.torch_groups import collect, mark_flat_copies
-from filterdb.sources.formats.torch_parts import Found, Part, join
+from filterdb.sources.formats.torch_groups import collect
+from filterdb.sources.formats.torch_model import notes_of, raw_model
 from filterdb.sources.formats.torch_tensors import StorageRef, TensorTable, storage_ref
 from filterdb.sources.formats.torch_walk import Walker
 from filterdb.sources.formats.torchscript import Pickled, scripted
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from filterdb.layers.raw import RawModel
     from filterdb.sources.formats.file_view import ByteSource
 
 _LEGACY_PROTOCOL = 1001
@@ -35,7 +35,6 @@ _LEGACY_PROTOCOL = 1001
 _MAGIC_TEXT = b"L119547037146038801333356L\n."
 _MAGIC_BYTES = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _TAR_MEMBERS = (b"sys_info", b"pickle", b"storages", b"tensors")
-_LISTED_CLASSES = 5
 _TAIL_BYTES = 64 * 1024
 #: A TorchScript's directory lists hundreds of files of code.
 _MAX_DIRECTORY = 4 * 1024 * 1024
@@ -129,10 +128,10 @@ def _read_zip(path: Path, label: str, size: int) -> RawModel:
         raise MalformedFileError(f"{label}: byte order {order[:20]!r}, expected little or big")
     data, notes = _pickled(entries, root, "data", size, big_endian=order == b"big")
     if f"{root}constants.pkl" not in entries.members:
-        return _model(data.part, notes)
+        return raw_model(data.part, notes)
     constants, _ = _pickled(entries, root, "constants", size, big_endian=order == b"big")
     found = scripted(entries, root, data, constants)
-    return _model(found.part, found.notes, has_edges=found.has_edges)
+    return raw_model(found.part, found.notes, has_edges=found.has_edges)
 
 
 def _is_data(name: str) -> bool:
@@ -147,7 +146,7 @@ def _pickled(
     storages = _ZipStorages(entries, f"{root}{name}/", big_endian)
     table = TensorTable(entries.label, storages)
     part = collect(Walker(table, where, pickle.n_opcodes, size), pickle.value)
-    return Pickled(pickle.value, table, part), _notes(pickle, "zip")
+    return Pickled(pickle.value, table, part), notes_of(pickle, "zip")
 
 
 # -- the older container ---------------------------------------------------------------------------
@@ -182,7 +181,7 @@ def _read_legacy(path: Path, label: str, data: ByteSource) -> RawModel:
     stored = _legacy_storages(path, label, data, content, keys)
     table = TensorTable(label, _LegacyStorages(label, stored))
     walker = Walker(table, label, content.n_opcodes, len(data))
-    return _model(collect(walker, content.value), _notes(content, "legacy container"))
+    return raw_model(collect(walker, content.value), notes_of(content, "legacy container"))
 
 
 def _legacy_storages(
@@ -217,54 +216,6 @@ def _legacy_storages(
         stored[ref.key] = FileBytes(path, position + 8, size)
         position += 8 + size
     return stored
-
-
-# -- the model -------------------------------------------------------------------------------------
-
-
-def _notes(pickle: Unpickled, container: str) -> tuple[str, ...]:
-    own = ("torch", "collections", "builtins", "__builtin__", "numpy", "_codecs", "copyreg")
-    foreign = [g.path for g in pickle.globals if g.module.partition(".")[0] not in own]
-    if not foreign:
-        return (f"torch {container}",)
-    more = ", …" if len(foreign) > _LISTED_CLASSES else ""
-    listed = ", ".join(path[:80] for path in foreign[:_LISTED_CLASSES])
-    return (f"torch {container}", f"classes left as placeholders: {listed}{more}")
-
-
-def _model(part: Part, notes: tuple[str, ...], *, has_edges: bool = False) -> RawModel:
-    part = part if has_edges else mark_flat_copies(part)
-    names: dict[str, int] = {}
-    tensors: list[Tensor] = []
-    for found in part.tensors:
-        name = found.name or "tensor"
-        again = names.get(name, 0)
-        names[name] = again + 1
-        if again:
-            name = join(name, f"again{again}")
-            names[name] = 1
-        tensors.append(_tensor(name, found))
-    return RawModel(
-        format="torch",
-        tensors=tuple(tensors),
-        nodes=tuple(part.nodes),
-        has_edges=has_edges,
-        default_layout="OIHW",
-        notes=notes,
-    )
-
-
-def _tensor(name: str, found: Found) -> Tensor:
-    spec = found.spec
-    return Tensor(
-        name=name,
-        shape=spec.shape,
-        dtype=spec.dtype,
-        load=spec.load,
-        quantised=spec.quantised,
-        storage=spec.storage,
-        skip=found.skip,
-    )
 
 
 READER = FormatReader(
