@@ -113,7 +113,7 @@ def _places(
     levels = graph.levels(raw.nodes) if graph is not None else None
     if graph is not None and levels is not None:
         depths = _depths_in_graph(candidates, raw, levels)
-        around = surroundings_in_graph(candidates, raw.nodes, graph)
+        around = surroundings_in_graph(candidates, raw.nodes, graph, seen.modules)
     else:
         depths = ranked(range(len(candidates)), "registration")
         around = surroundings_in_order(candidates, seen.modules)

@@ -11,8 +11,10 @@
 3. ``depthwise``: as many groups as input channels, more than one.
 4. ``fc_as_conv``: a kernel of at least 4 along every axis, not strided, not padded (if known),
    ungrouped, with more weights than all convolutions before it together, and nothing but 1×1
-   convolutions and linear layers behind it; or one whose own name is fc, dense or linear and whose
-   kernel is larger than 1.
+   convolutions and linear layers behind it, of which the next reads exactly what it emits, so that
+   its map is a single point (LeNet's last 5×5 kernels emit a map, which is pooled and flattened:
+   those are spatial); or one whose own name is fc, dense or linear and whose kernel is larger
+   than 1.
 5. ``head``: with a graph, a convolution behind which there is neither another one nor a linear
    layer; without, the last one, where no linear layer follows it.
 6. ``downsample``: stride = kernel > 1, or a 1×1 kernel with a stride, or a name that holds
@@ -24,7 +26,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from filterdb.types import Role
 
 _FULLY_CONNECTED = re.compile(r"^(fc|dense|linear|fully_?connected)_?\d*$", re.I)
+_POOLED = re.compile(r"pool|reduce|mean", re.I)
 _PATCH = re.compile(r"patch|stem|embed|(^|\.)downsample_layers\.0", re.I)
 _SHORTCUTS = frozenset({"downsample", "shortcut", "downsampling", "downsampler"})
 #: Channels of an image, at most; and of anything else that is fed to a network's first layer.
@@ -61,16 +64,22 @@ class Surroundings:
         Another convolution with a kernel above 1 lies behind it.
     weights_before
         Number of weights of all convolutions before it.
+    read_whole
+        The next layer behind it reads exactly its output channels, nothing pooled in between.
     """
 
     first: tuple[bool, ...]
     last: tuple[bool, ...]
     spatial_behind: tuple[bool, ...]
     weights_before: tuple[int, ...]
+    read_whole: tuple[bool, ...]
 
 
 def surroundings_in_graph(
-    candidates: Sequence[Candidate], nodes: Sequence[Node], graph: Graph
+    candidates: Sequence[Candidate],
+    nodes: Sequence[Node],
+    graph: Graph,
+    modules: Sequence[Module],
 ) -> Surroundings:
     """Look around each convolution along the graph's edges.
 
@@ -80,6 +89,8 @@ def surroundings_in_graph(
         Convolutions, in execution order, each with its node.
     nodes, graph
         The file's graph, without cycles.
+    modules
+        Its modules, each with its node.
 
     Returns
     -------
@@ -92,6 +103,7 @@ def surroundings_in_graph(
     for c in candidates:
         if c.module.node is not None:
             spatial[c.module.node] = max(c.kernel) > 1
+    widths = {m.node: _widths(m) for m in modules if m.node is not None and _reads(m)}
     before = graph.marked_above(is_convolution)
     behind = graph.marked_below(is_any)
     spatial_behind = graph.marked_below(spatial)
@@ -106,7 +118,38 @@ def surroundings_in_graph(
         last=tuple(not behind[i] for i in at),
         spatial_behind=tuple(spatial_behind[i] for i in at),
         weights_before=_running(candidates),
+        read_whole=tuple(
+            max(c.kernel) > 1
+            and not spatial_behind[i]
+            and _is_read_whole(i, c.out_channels, nodes, graph, widths)
+            for i, c in zip(at, candidates, strict=True)
+        ),
     )
+
+
+def _is_read_whole(
+    position: int,
+    channels: int,
+    nodes: Sequence[Node],
+    graph: Graph,
+    widths: Mapping[int, frozenset[int]],
+) -> bool:
+    """Follow a convolution's output to the next layers."""
+    waiting, seen, found = [position], {position}, False
+    while waiting:
+        for reader in graph.consumers[waiting.pop()]:
+            if reader in seen:
+                continue
+            seen.add(reader)
+            if reader in widths:
+                if channels not in widths[reader]:
+                    return False
+                found = True
+            elif _POOLED.search(nodes[reader].source_op):
+                return False
+            else:
+                waiting.append(reader)
+    return found
 
 
 def surroundings_in_order(
@@ -139,7 +182,24 @@ def surroundings_in_order(
         ),
         spatial_behind=tuple(i < last_spatial for i in range(n)),
         weights_before=_running(candidates),
+        read_whole=tuple(
+            c.out_channels
+            in next((_widths(m) for m in modules[c.module.position + 1 :] if _reads(m)), ())
+            for c in candidates
+        ),
     )
+
+
+def _reads(module: Module) -> bool:
+    return module.kind in ("conv", "linear")
+
+
+def _widths(module: Module) -> frozenset[int]:
+    """Channels a layer may read: either axis of a matrix, either of the two of a kernel."""
+    weight = module.tensors.get("weight")
+    if weight is None:
+        return frozenset()
+    return frozenset(weight.shape)
 
 
 def _reads_image(candidate: Candidate) -> bool:
@@ -216,7 +276,7 @@ def _is_fully_connected(candidate: Candidate, i: int, around: Surroundings) -> b
         return False
     if (stride is not None and max(stride) > 1) or (padding is not None and any(padding)):
         return False
-    return int(np.prod(candidate.shape)) > around.weights_before[i]
+    return around.read_whole[i] and int(np.prod(candidate.shape)) > around.weights_before[i]
 
 
 def _is_downsample(candidate: Candidate) -> bool:
