@@ -58,7 +58,7 @@ def stored_constant(file: ModelFile, size: int, name: str, value: Value) -> Cons
     if value.blob is not None:
         path, start, end = blob_range(file, *value.blob)
         ranges, available = ((start, end),), end
-    elif value.payload != "bytes":
+    elif value.payload not in ("", "bytes"):
         element = value.payload
         needed = {"varint": None, "float32": 4 * count, "float64": 8 * count}[element]
     have = sum(b - a for a, b in ranges)
