@@ -1,6 +1,6 @@
-"""Caffe and Darknet against OpenCV, which loads and runs both: arrays, and what kernels do.
+"""Caffe, Darknet and Torch7 against OpenCV, which loads and runs them: arrays, and what kernels do.
 
-OpenCV 5 dropped both importers, so its environment holds the last 4.
+OpenCV 5 dropped these importers, so its environment holds the last 4.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from filterdb.sources.formats import ModelFile, read_model
 from tests.peers import peer_arrays
 from tests.sources.formats import caffe_files as caffe
 from tests.sources.formats import darknet_files as darknet
+from tests.sources.formats import torch7_files as torch7
 
 if TYPE_CHECKING:
     from filterdb.layers.model import ConvLayer
@@ -41,6 +42,14 @@ _FORWARD = """
 import sys, cv2, numpy as np
 kind, text, weights, image, out = sys.argv[1:]
 net = getattr(cv2.dnn, "readNetFrom" + kind)(text, weights)
+net.setInput(np.load(image))
+np.savez(out, output=net.forward())
+"""
+
+_TORCH = """
+import sys, cv2, numpy as np
+path, image, out = sys.argv[1:]
+net = cv2.dnn.readNetFromTorch(path, True, True)
 net.setInput(np.load(image))
 np.savez(out, output=net.forward())
 """
@@ -231,5 +240,36 @@ def test_orientation_as_opencv_runs_darknet(
     files = [tmp_path / "net.cfg", tmp_path / "net.weights", tmp_path / "image.npy"]
     theirs = peer_arrays("opencv", _FORWARD, "Darknet", *files, out=tmp_path)["output"]
     raw = read_model(file)
+    (layer,) = find_layers(raw).layers
+    np.testing.assert_allclose(applied(layer, raw, image), theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        ((4, 3, 3, 2), {"dW": 2, "padH": 1}),
+        ((4, 3, 2, 3), {"flat": True, "padW": 1}),
+        ((3, 4, 3, 2), {"kind": "nn.SpatialFullConvolution", "dW": 2, "dH": 2}),
+    ],
+)
+def test_orientation_as_opencv_runs_torch7(
+    shape: tuple[int, ...], options: dict[str, Any], tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(9)
+    weight = rng.standard_normal(shape).astype(np.float32)
+    module = torch7.convolution(weight, **options)
+    outputs = shape[0]
+    if "kind" in options:
+        # The transposed kind keeps (inputs, outputs, height, width).
+        outputs = shape[1]
+        module.fields.update(nInputPlane=shape[0], nOutputPlane=outputs, adjW=0, adjH=0)
+    module.fields["bias"] = rng.standard_normal(outputs).astype(np.float32)
+    path = tmp_path / "net.t7"
+    path.write_bytes(torch7.serialise(torch7.Module("nn.Sequential", {"modules": [module]})))
+    image = rng.standard_normal((1, 3, 7, 6)).astype(np.float32)
+    np.save(tmp_path / "image.npy", image)
+    theirs = peer_arrays("opencv", _TORCH, path, tmp_path / "image.npy", out=tmp_path)["output"]
+    raw = read_model(ModelFile(path))
     (layer,) = find_layers(raw).layers
     np.testing.assert_allclose(applied(layer, raw, image), theirs, rtol=1e-4, atol=1e-4)
