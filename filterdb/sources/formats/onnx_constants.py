@@ -8,6 +8,7 @@ import numpy as np
 
 from filterdb.errors import MalformedFileError
 from filterdb.sources.formats.file_view import check_expansion, dequantise
+from filterdb.sources.formats.onnx_computed import RULES, compute
 from filterdb.sources.formats.onnx_values import TensorValues, element_type
 from filterdb.sources.formats.onnx_views import Step, View
 
@@ -40,20 +41,22 @@ class Constants:
         self.parameters: set[str] = set()
         self._loaders = {n: values.loader(t, n) for n, t in tensors.items()}
 
-    def storage(self, base: str) -> tuple[object, ...] | None:
-        """Return the storage key of a stored tensor.
+    def storage(self, view: View) -> tuple[object, ...] | None:
+        """Return the storage key of a constant.
 
         Parameters
         ----------
-        base
-            Its value name.
+        view
+            The constant.
 
         Returns
         -------
         tuple or None
-            See :class:`filterdb.layers.raw.Tensor`.
+            See :class:`filterdb.layers.raw.Tensor`; where the graph computes with the stored
+            values, only what is computed in the same way has the same key.
         """
-        return self._loaders[base][1]
+        key = self._loaders[view.base][1]
+        return (*key, view.steps) if key is not None and view.scaled else key
 
     def dequantised(
         self,
@@ -106,12 +109,16 @@ class Constants:
         tuple of int or None
             None where it is absent, long, or no integer tensor.
         """
-        if view is None or view.steps or len(view.shape) > 1:
+        if view is None or len(view.shape) > 1 or int(np.prod(view.shape)) > _SMALL:
             return None
-        kind = element_type(self.tensors[view.base])
-        if kind.name not in ("int64", "int32") or int(np.prod(view.shape)) > _SMALL:
+        record = self.tensors[view.base]
+        if element_type(record).name not in ("int64", "int32"):
             return None
-        return tuple(int(n) for n in self.load(view).reshape(-1))
+        if int(np.prod(record.shape, dtype=object)) > _SMALL:
+            return None
+        values = self.load(view).reshape(-1)
+        whole = np.isfinite(values) & (np.abs(values) < 2**62)
+        return tuple(int(n) for n in values) if whole.all() else None
 
     def load(self, view: View) -> AnyArray:
         """Read the stored tensor and apply the steps.
@@ -157,6 +164,9 @@ class Constants:
             )
         if step.kind == "quantise":
             raise MalformedFileError(f"constant {view.base!r} is quantised and never dequantised")
+        self._check_step(array, others, step, view)
+        if step.kind in RULES:
+            return compute(step.kind, array, others, step)
         left, right = array, others[0]
         if step.swapped:
             left, right = right, left
@@ -165,10 +175,21 @@ class Constants:
         with np.errstate(all="ignore"):
             return np.asarray(_ARITHMETIC[step.kind](left, right))
 
+    def _check_step(self, array: AnyArray, others: list[AnyArray], step: Step, view: View) -> None:
+        """Refuse what is larger on the way than it is in the end."""
+        shape: tuple[int, ...] = array.shape
+        if step.kind == "Expand":
+            shape = step.numbers
+        elif step.kind in _ARITHMETIC:
+            shape = np.broadcast_shapes(array.shape, others[0].shape)
+        n_bytes = int(np.prod(shape, dtype=object)) * max(4, array.itemsize)
+        check_expansion(n_bytes, self.values.size, what=f"a constant made of {view.base!r}")
+
 
 _ARITHMETIC: dict[str, Callable[[AnyArray, AnyArray], AnyArray]] = {
     "multiply": np.multiply,
     "divide": np.divide,
     "add": np.add,
     "subtract": np.subtract,
+    "power": np.power,
 }

@@ -160,7 +160,7 @@ class GraphTranslator:
             dtype=kind.name,
             load=partial(self._constants.load, view),
             quantised=integer and view.scaled,
-            storage=self._constants.storage(base),
+            storage=self._constants.storage(view),
             skip=skip,
         )
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from filterdb.sources.formats.onnx_computed import RULES
 from filterdb.sources.formats.onnx_views import MAX_STEPS, Step, View
 
 if TYPE_CHECKING:
@@ -168,6 +169,8 @@ _RULES: Mapping[str, Callable[[Constants, Operation, _Found], View | None]] = {
     "Div": _arithmetic("divide"),
     "Add": _arithmetic("add"),
     "Sub": _arithmetic("subtract"),
+    "Pow": _arithmetic("power"),
+    **RULES,
 }
 
 

@@ -20,17 +20,20 @@ class Step:
     ----------
     kind
         "transpose", "reshape", "dequantise", "quantise" (undone by the next dequantise),
-        "multiply", "divide", "add", "subtract".
+        "multiply", "divide", "add", "subtract", "power", or an ONNX operation of
+        :mod:`~filterdb.sources.formats.onnx_computed`.
     numbers
-        Permutation or shape.
+        Permutation, shape, axes, or (axis, start, end, stride) of each cut.
     others
         The other operands.
     axis, block_size
-        Of a dequantisation.
+        Of a dequantisation; 1 is a reduction that keeps its axes.
     swapped
-        The stored tensor is the second operand.
+        The stored tensor is the second operand; a normalisation takes its own statistics.
     before
         Shape before a reshape.
+    number
+        A normalisation's ε.
     """
 
     kind: str
@@ -40,6 +43,7 @@ class Step:
     block_size: int = 0
     swapped: bool = False
     before: Shape = ()
+    number: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,19 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from filterdb.errors import MalformedFileError, SourceError
+from filterdb.errors import MalformedFileError, SourceError, UnsafeCheckpointError
 from filterdb.layers.detect import find_layers
 from filterdb.sources.formats import ModelFile, detect
 from filterdb.sources.formats.onnx import READER
-from tests.sources.formats.onnx_files import RNG, array, convolutions, model_of, read, weight
+from tests.sources.formats.onnx_files import (
+    RNG,
+    array,
+    conv,
+    convolutions,
+    model_of,
+    read,
+    weight,
+)
 
 runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is absent")
 Array = np.ndarray[Any, Any]
@@ -170,6 +178,101 @@ def test_integers_whose_bias_is_added_before_the_scale(tmp_path: Path) -> None:
     raw = read(tmp_path, model_of(nodes, stored))
     expected = through(w, np.array(0.25, np.float32), np.array(121, np.uint8), 0)
     np.testing.assert_array_equal(weight(raw, convolutions(raw)[0]).load(), expected)
+
+
+def computed(name: str) -> tuple[list[Any], list[Any]]:
+    """Nodes that make "k" of stored tensors, as exporters leave them in a file."""
+    w = RNG.standard_normal((4, 3, 3, 2)).astype(np.float32)
+    make = helper.make_node
+    vectors = [array(RNG.random(4).astype(np.float32) + 0.5, n) for n in "gbmv"]
+    if name == "weight norm":
+        g = RNG.random((4, 1, 1, 1)).astype(np.float32)
+        nodes = [make("ReduceL2", ["w", "axes"], ["n"]), make("Div", ["w", "n"], ["u"]),
+                 make("Mul", ["u", "gain"], ["k"])]  # fmt: skip
+        return nodes, [array(w, "w"), array(g, "gain"), array([1, 2, 3], "axes")]
+    if name == "standardised":
+        nodes = [
+            make("ReduceMean", ["w", "axes"], ["mean"]), make("Sub", ["w", "mean"], ["c"]),
+            make("Pow", ["c", "two"], ["sq"]), make("ReduceMean", ["sq", "axes"], ["var"]),
+            make("Add", ["var", "eps"], ["ve"]), make("Sqrt", ["ve"], ["sd"]),
+            make("Div", ["c", "sd"], ["k"]),
+        ]  # fmt: skip
+        stored = [array(w, "w"), array(np.float32(2), "two"), array(np.float32(1e-5), "eps")]
+        return nodes, [*stored, array([1, 2, 3], "axes")]
+    if name in ("batch norm", "batch norm in training"):
+        training = int(name != "batch norm")
+        outputs = ["h", "rm", "rv"] if training else ["h"]
+        nodes = [
+            make("Reshape", ["w", "flat"], ["f"]),
+            make("BatchNormalization", ["f", "g", "b", "m", "v"], outputs, epsilon=1e-3,
+                 training_mode=training),
+            make("Reshape", ["h", "back"], ["k"]),
+        ]  # fmt: skip
+        return nodes, [array(w, "w"), array([1, 4, -1], "flat"), array([4, 3, 3, 2], "back"),
+                       *vectors]  # fmt: skip
+    if name == "joined and cut":
+        nodes = [make("Concat", ["w", "w2"], ["j"], axis=0),
+                 make("Slice", ["j", "from", "to", "on", "by"], ["k"])]  # fmt: skip
+        stored = [array(w, "w"), array(-w, "w2")]
+        numbers = {"from": [1, -2], "to": [7, 99], "on": [0, -1], "by": [2, 1]}
+        return nodes, [*stored, *(array(n, k) for k, n in numbers.items())]
+    if name == "shape computed":
+        nodes = [make("Concat", ["four", "rest"], ["shape"], axis=0),
+                 make("Reshape", ["w", "shape"], ["k"])]  # fmt: skip
+        return nodes, [array(w.reshape(-1), "w"), array([4], "four"), array([3, 3, 2], "rest")]
+    nodes = [make("Expand", ["w", "shape"], ["e"]), make("Neg", ["e"], ["k"])]
+    return nodes, [array(w[:1], "w"), array([4, 3, 3, 2], "shape")]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["weight norm", "standardised", "batch norm", "batch norm in training", "joined and cut",
+     "shape computed", "expanded"],
+)  # fmt: skip
+def test_kernels_the_graph_computes_are_those_of_the_runtime(tmp_path: Path, name: str) -> None:
+    nodes, stored = computed(name)
+    kernel_only = model_of([*nodes, helper.make_node("Identity", ["k"], ["y"])], stored, inputs=())
+    kernel_only.ir_version = 10
+    (expected,) = session(kernel_only.SerializeToString()).run(None, {})
+    raw = read(tmp_path, model_of([*nodes, conv("k")], stored))
+    (node,) = convolutions(raw)
+    assert node.dynamic_weight is None
+    found = weight(raw, node).load()
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["Expand", "Mul"])
+def test_a_constant_may_not_grow_on_the_way(tmp_path: Path, kind: str) -> None:
+    column = np.ones((1 << 14, 1), np.float32)
+    other = array([1 << 14, 1 << 14], "o") if kind == "Expand" else array(column.T, "o")
+    nodes = [
+        helper.make_node(kind, ["w", "o"], ["e"]),
+        helper.make_node("Slice", ["e", "a", "b"], ["s"]),
+        helper.make_node("ReduceSum", ["s", "axes"], ["r"]),
+        helper.make_node("Reshape", ["r", "shape"], ["k"]),
+        conv("k"),
+    ]
+    stored = [array(column, "w"), other, array([0], "a"), array([9], "b"), array([1], "axes"),
+              array([1, 1, 3, 3], "shape")]  # fmt: skip
+    raw = read(tmp_path, model_of(nodes, stored))
+    with pytest.raises(UnsafeCheckpointError, match="would take"):
+        weight(raw, convolutions(raw)[0]).load()
+
+
+def test_pieces_of_one_tensor_are_not_tied(tmp_path: Path) -> None:
+    w = RNG.standard_normal((4, 2, 3, 3)).astype(np.float32)
+    nodes = [
+        helper.make_node("Slice", ["w", "a", "b"], ["k1"]),
+        helper.make_node("Slice", ["w", "b", "c"], ["k2"]),
+        helper.make_node("Slice", ["w", "a", "b"], ["k3"]),
+        conv("k1", "x", "y1"), conv("k2", "y1", "y2"), conv("k3", "y2", "y"),
+    ]  # fmt: skip
+    stored = [array(w, "w"), array([0], "a"), array([2], "b"), array([4], "c")]
+    layers = find_layers(read(tmp_path, model_of(nodes, stored))).layers
+    np.testing.assert_array_equal(layers[0].weights(), w[:2])
+    np.testing.assert_array_equal(layers[1].weights(), w[2:])
+    assert [layer.shared_with is None for layer in layers] == [True, True, False]
 
 
 # .ort --------------------------------------------------------------------------------------------
