@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from filterdb.types import AnyArray, Shape
+
+
+#: Larger parts are inflated for each tensor in them, so that none stays in memory.
+_MAX_KEPT = 64 * 1024 * 1024
 
 
 class StoredBytes(Protocol):
@@ -83,19 +88,41 @@ class DeflatedBytes:
 
     def view(self, start: int, count: int) -> AnyArray:
         """Return `count` bytes from `start` on of the inflated bytes."""
-        packed = FileBytes(self.path, self.offset, self.compressed).view(0, self.compressed)
-        inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-        try:
-            # One byte more than announced is enough to notice a bomb.
-            plain = inflater.decompress(packed.data, self.size + 1)
-        except zlib.error as error:
-            raise MalformedFileError(f"{self.path.name}: cannot inflate: {error}") from error
-        if len(plain) != self.size or zlib.crc32(plain) != self.crc:
-            raise MalformedFileError(
-                f"{self.path.name}: a compressed part of {self.compressed} bytes does not inflate "
-                f"to the {self.size} bytes and the checksum its header names"
-            )
+        if self.size > _MAX_KEPT:
+            plain = _inflate(self)
+        else:
+            try:
+                stat = self.path.stat()
+            except OSError as error:
+                raise FetchError(f"cannot read {self.path.name}: {error}") from error
+            plain = _inflate_once(self, (stat.st_mtime_ns, stat.st_size, stat.st_ino))
         return np.frombuffer(plain, np.uint8)[start : start + count]
+
+
+def _inflate(member: DeflatedBytes) -> bytes:
+    packed = FileBytes(member.path, member.offset, member.compressed).view(0, member.compressed)
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        # One byte more than announced is enough to notice a bomb.
+        plain = inflater.decompress(packed.data, member.size + 1)
+    except zlib.error as error:
+        raise MalformedFileError(f"{member.path.name}: cannot inflate: {error}") from error
+    if len(plain) != member.size or zlib.crc32(plain) != member.crc:
+        raise MalformedFileError(
+            f"{member.path.name}: a compressed part of {member.compressed} bytes does not inflate "
+            f"to the {member.size} bytes and the checksum its header names"
+        )
+    return plain
+
+
+@functools.lru_cache(maxsize=1)
+def _inflate_once(member: DeflatedBytes, state: tuple[int, ...]) -> bytes:
+    """Keep what was inflated last: many tensors may lie in one compressed storage.
+
+    `state` changes with the file, so that nothing kept outlives it.
+    """
+    del state
+    return _inflate(member)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +178,11 @@ class StoredArray:
         flat = raw.view(stored.newbyteorder(">" if self.big_endian else "<"))
         if 0 in self.shape:
             return _native(flat.reshape(self.shape), self.dtype)
-        steps = tuple(stride * stored.itemsize for stride in self.strides)
+        # The stride of an axis of one element leads nowhere and may be any number.
+        steps = tuple(
+            stride * stored.itemsize if extent > 1 else 0
+            for extent, stride in zip(self.shape, self.strides, strict=True)
+        )
         view = np.lib.stride_tricks.as_strided(flat, self.shape, steps, writeable=False)
         return _native(view, self.dtype)
 

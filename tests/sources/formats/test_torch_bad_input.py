@@ -25,7 +25,7 @@ from filterdb.errors import (
     UnsafeCheckpointError,
     UnsupportedFormatError,
 )
-from filterdb.sources.formats import ModelFile, read_model
+from filterdb.sources.formats import ModelFile, read_model, stored_array
 from filterdb.sources.formats.stored_array import FileBytes
 from tests.sources.formats.torch_files import (
     Block,
@@ -245,7 +245,7 @@ def test_other_containers_are_named(tmp_path: Path) -> None:
         read(tar)
     plain = tmp_path / "plain.pkl"
     plain.write_bytes(pickle.dumps({"a": 1}))
-    with pytest.raises(UnsupportedFormatError, match="plain Python pickle"):
+    with pytest.raises(UnsupportedFormatError, match="a pickle without arrays"):
         read(plain)
     with pytest.raises(MalformedFileError, match="neither"):
         read_model(ModelFile(plain), "torch")
@@ -316,3 +316,27 @@ def test_legacy_storage_counts_are_checked(tmp_path: Path) -> None:
         bad.write_bytes(raw[:place] + struct.pack("<q", count) + raw[place + 8 :])
         with pytest.raises(MalformedFileError, match="elements"):
             read(bad)
+
+
+def test_a_deflated_storage_is_inflated_once_for_all_its_tensors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flat = torch.arange(900.0)
+    parts = {f"{i}.weight": flat[9 * i : 9 * i + 9].view(1, 1, 3, 3) for i in range(100)}
+    stored = save(parts, tmp_path / "stored.pt")
+    path = tmp_path / "deflated.pt"
+    with zipfile.ZipFile(stored) as old, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    model = read(path)
+    inflated = []
+    plain = stored_array._inflate
+    monkeypatch.setattr(stored_array, "_inflate", lambda m: inflated.append(m) or plain(m))
+    stored_array._inflate_once.cache_clear()
+    for tensor in model.tensors:
+        np.testing.assert_array_equal(tensor.load(), parts[tensor.name].numpy())
+    assert len(inflated) == 1
+    # Nothing that was kept outlives the file it came from.
+    path.write_bytes(stored.read_bytes())
+    with pytest.raises(SourceError):
+        model.tensors[0].load()
