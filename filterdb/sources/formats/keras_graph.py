@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from filterdb.errors import MalformedFileError, UnsafeCheckpointError
 from filterdb.sources.formats.keras_layers import layer_nodes
 from filterdb.sources.formats.keras_paths import layer_name as _name
+from filterdb.sources.formats.keras_paths import plain_text
 from filterdb.sources.formats.keras_weights import Weight, WeightIndex
 
 if TYPE_CHECKING:
@@ -213,13 +214,13 @@ class _Graph:
     def _add_layer(
         self, layer: Mapping[str, Any], inputs: list[str], path: tuple[str, ...], where: str
     ) -> list[str]:
-        name, kind, config = _name(layer), str(layer.get("class_name", "")), layer.get("config")
+        name, kind, config = _name(layer), _kind(layer), layer.get("config")
         wrapped = ""
         for _ in range(MAX_DEPTH):
             inner = _wrapped(kind, config)
             if inner is None:
                 break
-            wrapped, kind = _name(inner), str(inner.get("class_name", ""))
+            wrapped, kind = _name(inner), _kind(inner)
             config = inner["config"]
         here = (*path, name)
         if _is_model(kind, config):
@@ -240,6 +241,10 @@ class _Graph:
             unique = f"{name}#{n}"
         self.names.add(unique)
         return unique
+
+
+def _kind(layer: Mapping[str, Any]) -> str:
+    return plain_text(layer.get("class_name", ""))
 
 
 def _wrapped(kind: str, config: object) -> Mapping[str, Any] | None:

@@ -158,8 +158,23 @@ def layer_name(layer: Mapping[str, Any]) -> str:
     """
     config = layer.get("config")
     inner = config.get("name") if isinstance(config, Mapping) else None
-    name = str(layer.get("name") or inner or layer.get("class_name", ""))
-    return name.encode("utf-8", "replace").decode()
+    return plain_text(layer.get("name") or inner or layer.get("class_name", ""))
+
+
+def plain_text(value: object) -> str:
+    """Return a value of a configuration as text that can be written anywhere.
+
+    Parameters
+    ----------
+    value
+        Anything JSON can hold.
+
+    Returns
+    -------
+    str
+        With half characters (lone surrogates) replaced.
+    """
+    return str(value).encode("utf-8", "replace").decode()
 
 
 def _tree(variables: Sequence[Variable], labels: Mapping[str, str]) -> _Group:

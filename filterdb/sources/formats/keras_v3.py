@@ -198,7 +198,7 @@ def _notes(entries: ZipEntries) -> tuple[str, ...]:
         version = json.loads(_text(entries, "metadata.json")).get("keras_version")
     except (ValueError, AttributeError, RecursionError):
         return ()
-    return (f"keras {version}"[:100],) if version else ()
+    return (f"keras {version}"[:100].encode("utf-8", "replace").decode(),) if version else ()
 
 
 READER = FormatReader("keras_v3", "Keras 3 archive", (".keras",), sniff=sniff, read=read)

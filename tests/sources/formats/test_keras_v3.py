@@ -321,6 +321,13 @@ def test_member_that_inflates_to_more(tmp_path: Path) -> None:
         read(file)
 
 
+def test_half_characters(tmp_path: Path) -> None:
+    config = sequential("s", [layer("\ud800", "l"), layer("Conv2D", "\udfff")])
+    extra = {"metadata.json": b'{"keras_version": "\\ud800"}'}
+    raw = read(write_keras_v3(tmp_path / "m.keras", config, SMALL, extra=extra))
+    assert "".join([*raw.notes, *(n.name + n.source_op for n in raw.nodes)]).encode()
+
+
 def test_short_configuration_that_grows(tmp_path: Path) -> None:
     config: Any = layer("Conv2D", "c")
     for i in range(20):
