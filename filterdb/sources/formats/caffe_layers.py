@@ -72,7 +72,7 @@ def roles_of(layer: LayerRecord) -> list[str]:
     elif is_convolution(layer):
         roles = ("weight", "bias")
     elif transitions := n_transitions(layer):
-        kinds = _DENSE[: len(layer.blobs) // transitions]
+        kinds = _DENSE[: (len(layer.blobs) - 1) // transitions]
         roles = tuple(f"{i}/{role}" for role in kinds for i in range(transitions))
     extra = [f"blob{i}" for i in range(len(roles), len(layer.blobs))]
     return [*roles[: len(layer.blobs)], *extra]

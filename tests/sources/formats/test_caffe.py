@@ -174,8 +174,9 @@ def test_the_older_generations_of_layers(tmp_path: Path) -> None:
     assert tensors["f.weight"].shape == (5, 36)
 
 
-def test_a_dense_block_is_taken_apart(tmp_path: Path) -> None:
-    growth, start, n = 2, 4, 3
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_dense_block_is_taken_apart(tmp_path: Path, n: int) -> None:
+    growth, start = 2, 4
     kernels = [known(growth, start + growth * i, 3, 3) for i in range(n)]
     vectors = [known(1, start + growth * i, 1, 1) for _ in range(4) for i in range(n)]
     blobs = [caffe.blob(b) for b in [*kernels, *vectors, np.zeros(1)]]
@@ -187,8 +188,8 @@ def test_a_dense_block_is_taken_apart(tmp_path: Path) -> None:
             caffe.convolution("d", "block", "d", known(2, start + growth * n, 1, 1)),
         ),
     )
-    assert [la.conv_depth for la in found.layers] == [0, 1, 2, 3, 4]
-    for la, kernel in zip(found.layers[1:4], kernels, strict=True):
+    assert [la.conv_depth for la in found.layers] == [*range(n + 2)]
+    for la, kernel in zip(found.layers[1:-1], kernels, strict=True):
         np.testing.assert_array_equal(la.weights(), kernel)
 
 
