@@ -9,11 +9,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from filterdb.errors import MissingCompanionError
+from filterdb.errors import MissingCompanionError, SourceError
 from filterdb.sources.container_kinds import container_kind
-from filterdb.sources.containers import extract_member
+from filterdb.sources.containers import extract_member, list_members
 from filterdb.sources.pieces import (
     chunk_table,
     copy_pieces,
@@ -33,6 +34,15 @@ if TYPE_CHECKING:
 
     #: Brings the file of a name that lies beside a container.
     Bring: TypeAlias = Callable[[SourceUri, str], Stored]
+
+
+#: Suffixes worth naming when a URI forgot the member.
+_MODEL_SUFFIXES = (
+    *(".pt", ".pth", ".ckpt", ".safetensors", ".onnx", ".tflite", ".h5", ".hdf5", ".keras"),
+    *(".npz", ".param", ".json", ".zip", ".bin", ".pkl"),
+    *(".task", ".pb", ".caffemodel", ".pdmodel", ".xml", ".mlmodel", ".ort", ".t7", ".weights"),
+    *(".tza", ".model", ".index", ".data", ".lite"),
+)
 
 
 def take_out(uri: SourceUri, path: Path, write: Write, *, bring: Bring) -> None:
@@ -84,3 +94,57 @@ def _loader(container: SourceUri, bring: Bring) -> Stored:
         f"{', '.join(names)}",
         tip=tip,
     )
+
+
+def members_tip(path: Path, what: str, label: str) -> str | None:
+    """Say what may be entered in a file that is no model.
+
+    Parameters
+    ----------
+    path
+        The file.
+    what
+        Its URI.
+    label
+        Its own file name.
+
+    Returns
+    -------
+    str or None
+        None where it is no container.
+    """
+    if container_kind(path) is not None:
+        return f"name a file in it: {largest_members(path, what, label)}"
+    if is_chunk_list(path):
+        try:
+            names = ", ".join(f"!/{name}" for name in list(chunk_table(path, what=what))[:8])
+        except SourceError:
+            return None
+        return f"it lists files in chunks, name one: {names}"
+    if loader_names(label):
+        return f"packaged files are named in {loader_names(label)[0]}: add one with !/"
+    return None
+
+
+def largest_members(path: Path, what: str, label: str = "") -> str:
+    """Name what may be models in a container.
+
+    Parameters
+    ----------
+    path
+        The container.
+    what
+        Its URI.
+    label
+        Its own file name.
+
+    Returns
+    -------
+    str
+        The largest, with their sizes as far as they are known.
+    """
+    members = list_members(path, what=what, label=label)
+    models = [m for m in members if PurePosixPath(m.name).suffix.lower() in _MODEL_SUFFIXES]
+    largest = sorted(models or members, key=lambda m: (-m.bytes, m.name))[:8]
+    named = (f"!/{m.name}" + (f" ({m.bytes:,} bytes)" if m.bytes else "") for m in largest)
+    return ", ".join(named) or "it is empty"

@@ -19,9 +19,7 @@ from filterdb.errors import (
     UsageError,
 )
 from filterdb.sources.cache import Cache
-from filterdb.sources.container_kinds import container_kind
-from filterdb.sources.containers import list_members
-from filterdb.sources.entering import take_out
+from filterdb.sources.entering import largest_members, members_tip, take_out
 from filterdb.sources.formats.base import ModelFile
 from filterdb.sources.origins import Request, agreed_sha256, find_origin
 from filterdb.sources.stored import Filled, Sink, Stored, member_key
@@ -33,11 +31,7 @@ if TYPE_CHECKING:
     from filterdb.layers.raw import RawModel
     from filterdb.types import ProgressHook
 
-#: Suffixes worth naming when a URI forgot the member.
-_MODEL_SUFFIXES = (
-    *(".pt", ".pth", ".ckpt", ".safetensors", ".onnx", ".tflite", ".h5", ".hdf5", ".keras"),
-    *(".npz", ".param", ".json", ".zip", ".bin", ".pkl"),
-)
+
 #: A file names its companions, these may name more; no format goes further.
 MOST_ROUNDS = 3
 
@@ -236,12 +230,10 @@ def open_raw(fetched: Fetched, format: str = "auto") -> RawModel:  # noqa: A002 
     try:
         return read_model(fetched.file, format)
     except UnsupportedFormatError as error:
-        path = fetched.file.path
-        if container_kind(path) is None:
+        inside = members_tip(fetched.file.path, fetched.uri, fetched.file.name)
+        if inside is None:
             raise
-        raise UnsupportedFormatError(
-            error.message, tip=f"name a file in it: {_largest_members(path, fetched.uri)}"
-        ) from error
+        raise UnsupportedFormatError(error.message, tip=inside) from error
 
 
 def read_layers(
@@ -389,13 +381,5 @@ class _Run:
     def _no_member(self, uri: SourceUri, archive: Stored) -> UsageError:
         return UsageError(
             f"{uri} names no member",
-            tip=f"add one: {_largest_members(archive.path, str(uri))}",
+            tip=f"add one: {largest_members(archive.path, str(uri))}",
         )
-
-
-def _largest_members(path: Path, what: str) -> str:
-    """Name what may be models in a container."""
-    members = list_members(path, what=what, label=parse_location(what).file_name)
-    models = [m for m in members if Path(m.name).suffix.lower() in _MODEL_SUFFIXES]
-    largest = sorted(models or members, key=lambda m: (-m.bytes, m.name))[:8]
-    return ", ".join(f"!/{m.name} ({m.bytes:,} bytes)" for m in largest) or "it is empty"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import io
 import json
@@ -21,8 +22,9 @@ from filterdb.errors import (
     MissingCompanionError,
     SourceError,
     UnsafeCheckpointError,
+    UnsupportedFormatError,
 )
-from filterdb.sources import Cache, fetch
+from filterdb.sources import Cache, fetch, open_raw
 from filterdb.sources.pieces import MAX_TABLE_BYTES, chunk_table, package_table
 
 PARTS = {"/models/a.tflite": b"first" * 30, "/labels [1].txt": b"cat\n", "/b": b""}
@@ -114,6 +116,17 @@ def chunked(folder: Path, content: bytes, size: int) -> dict[str, Any]:
         (folder / digest).write_bytes(piece)
         chunks.append({"hash": digest, "offsets": [start, start + len(piece)]})
     return {"chunks": chunks, "size": len(content), "mime": "application/octet-stream"}
+
+
+def test_what_may_be_entered_is_named(tmp_path: Path, cache: Cache) -> None:
+    (tmp_path / "r.json").write_text(json.dumps({"/models/m": chunked(tmp_path, b"abc", 2)}))
+    path = package(tmp_path)
+    (tmp_path / "m.onnx.gz").write_bytes(gzip.compress(b"no tar, no model"))
+    for name, hint in (("r.json", "!/models/m"), (path.name, "x_loader.js"),
+                       ("m.onnx.gz", "!/m.onnx")):  # fmt: skip
+        with pytest.raises(UnsupportedFormatError) as caught:
+            open_raw(fetch(tmp_path / name, cache=cache))
+        assert hint in str(caught.value)
 
 
 def test_chunks_are_put_together(tmp_path: Path, cache: Cache) -> None:
