@@ -239,13 +239,18 @@ class _Lister:
             raise MalformedFileError(f"{what} has strides {list(tensor.strides)}")
         if storage.dtype != tensor.dtype:
             raise MalformedFileError(f"{what} of {tensor.dtype} lies in {storage.dtype} values")
-        reach = tensor.start + span(tensor.shape, tensor.strides)
+        # An axis of one element is never stepped along, however long its step.
+        steps = tuple(
+            step if extent > 1 else 1
+            for extent, step in zip(tensor.shape, tensor.strides, strict=True)
+        )
+        reach = tensor.start + span(tensor.shape, steps)
         if reach > storage.count:
             raise MalformedFileError(
                 f"{what} reaches over {reach} values, its storage has {storage.count}"
             )
         source = FileBytes(self.path, storage.offset, storage.count * item)
-        return StoredArray(source, tensor.start * item, tensor.shape, tensor.strides, tensor.dtype)
+        return StoredArray(source, tensor.start * item, tensor.shape, steps, tensor.dtype)
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,6 +159,11 @@ def test_parameters_in_one_storage_and_modules_used_twice(tmp_path: Path) -> Non
     assert (layers[3].tensor, layers[3].use) == ("2.weight", 1)
 
 
+def test_steps_along_axes_of_one_element_mean_nothing(tmp_path: Path) -> None:
+    raw = read(tmp_path, {"weight": View(known(6), (1, 6), (1 << 62, 1))})
+    np.testing.assert_array_equal(raw.tensors[0].load(), known(1, 6))
+
+
 def test_old_norms_keep_one_over_the_deviation(tmp_path: Path) -> None:
     variance = known(4) * 2
     old = norm(4, running_var=None, running_std=1 / np.sqrt(variance + 1e-3))
