@@ -130,6 +130,10 @@ def candidates_of(
     convolutions = [m for m in modules if m.kind == "conv"]
     following = {m.position: after for m, after in pairwise(modules)}
     imaged = {len(s) for s in (m.tensors["weight"].shape for m in convolutions) if _imaged(s)}
+    # What makes so many channels of so many is not a depthwise multiplier elsewhere.
+    widened = {
+        m.tensors["weight"].shape[:2] for m in convolutions if not NO_EVIDENCE & set(tokens(m.name))
+    }
     found: list[Candidate] = []
     by_rank: dict[int, list[int]] = {}
     single: set[int] = set()
@@ -149,6 +153,8 @@ def candidates_of(
         groups = told.groups
         if groups is None:
             width = _width(modules, module.position) if ordered else None
+            if (weight.shape[0], width) in widened:
+                width = None
             first = not emitted and not (not ordered and rank in imaged)
             last = module is convolutions[-1]
             before = _Before(emitted, width, first, rank in single, last)
@@ -158,7 +164,7 @@ def candidates_of(
             emitted.append(found[-1].out_channels)
         if 1 in (found[-1].in_channels, found[-1].out_channels):
             single.add(rank)
-    return with_groups(agreed(found), modules)
+    return with_groups(agreed(found), modules, ordered=ordered)
 
 
 def _candidate(module: Module, op: Op, layout: str, groups: int, told: ConvAttributes) -> Candidate:

@@ -96,7 +96,9 @@ def _multiple(out: int, channels: int) -> bool:
     return channels > 1 and out % channels == 0 and out // channels <= _MOST_JOINED
 
 
-def with_groups(candidates: Sequence[Candidate], modules: Sequence[Module]) -> list[Candidate]:
+def with_groups(
+    candidates: Sequence[Candidate], modules: Sequence[Module], *, ordered: bool
+) -> list[Candidate]:
     """Give grouped convolutions (ResNeXt, RegNet, …) that no node describes their groups.
 
     Parameters
@@ -105,13 +107,15 @@ def with_groups(candidates: Sequence[Candidate], modules: Sequence[Module]) -> l
         In order of construction.
     modules
         All modules in that order.
+    ordered
+        The file keeps the order; by the alphabet, ``bn1`` always stands before ``conv1``.
 
     Returns
     -------
     list of Candidate
         The same, some with more groups.
     """
-    strong, weak = _proposals(candidates, modules)
+    strong, weak = _proposals(candidates, modules if ordered else ())
     strong |= _repeated(candidates, weak)
     if len(strong) < 2:
         return list(candidates)
@@ -232,8 +236,10 @@ def _spread(candidates: Sequence[Candidate], found: dict[int, int]) -> None:
         names = one.module.name, other.module.name
         if one.shape[:2] != other.shape[:2] or _block(names[0]) != _block(names[1]):
             continue
-        listed = re.sub(r"\d+", "#", names[0]) == re.sub(r"\d+", "#", names[1])
-        if i > j or listed:
+        # A list's first, unless the layer before it emits just what it reads.
+        first = pattern(one) == pattern(other) and one.kernel == other.kernel
+        explained = i > 0 and candidates[i - 1].out_channels == one.shape[1]
+        if i > j or (first and not explained):
             found[i] = found[j]
 
 

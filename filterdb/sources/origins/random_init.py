@@ -136,7 +136,8 @@ def list_modules(model: Any) -> list[dict[str, Any]]:
     """
     return [
         _describe(name, module)
-        for name, module in model.named_modules()
+        # Under every name of a module that is used twice, as the state has it.
+        for name, module in model.named_modules(remove_duplicate=False)
         if not list(module.children()) or list(module.parameters(recurse=False))
     ]
 
