@@ -154,7 +154,8 @@ class _Helper:
         # One thread is all that may be running when the helper forks.
         environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _CHILD, json.dumps(sys.path)],
+            # Isolated: nothing is imported from the working folder.
+            [sys.executable, "-I", "-c", _CHILD, json.dumps(sys.path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import zlib
 from typing import TYPE_CHECKING, Any
 
@@ -139,6 +140,34 @@ def test_helper_that_is_gone_is_started_again(tmp_path: Path) -> None:
     process.kill()
     process.wait()
     assert len(read(file).tensors) == 6
+
+
+_ABANDON = """
+import os, pathlib, sys
+from filterdb.sources.formats import hdf5_guard
+from filterdb.sources.formats.base import ModelFile
+from filterdb.sources.formats.keras_h5 import read
+assert len(read(ModelFile(pathlib.Path(sys.argv[1]))).tensors) == 6
+assert "h5py" not in sys.modules
+print(hdf5_guard._helper(os.getpid())._process.pid, flush=True)
+os._exit(0)
+"""
+
+
+def test_helper_is_gone_with_its_parent_and_imports_nothing_from_the_folder(tmp_path: Path) -> None:
+    file = small_file(tmp_path / "m.h5")
+    for name in ("json", "h5py", "numpy"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('imported from the folder')")
+    command = [sys.executable, "-P", "-c", _ABANDON, str(file.path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    for _ in range(200):
+        try:
+            os.kill(int(done.stdout), 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+    pytest.fail("the helper process outlives its parent")
 
 
 def test_helper_that_does_not_start(tmp_path: Path, otherwise: Callable[[str], None]) -> None:
