@@ -11,6 +11,7 @@ from filterdb.sources.formats.base import FormatReader, ModelFile
 from filterdb.sources.formats.companion_files import companion_path
 from filterdb.sources.formats.file_view import map_file
 from filterdb.sources.formats.paddle_graph import ProgramTranslator
+from filterdb.sources.formats.paddle_json import is_program, read_program
 from filterdb.sources.formats.paddle_proto import ProgramParser
 from filterdb.sources.formats.paddle_values import check_variables, read_combined, read_single
 from filterdb.sources.formats.protobuf_wire import WireReader
@@ -26,7 +27,7 @@ _NAMES = {"__model__": "__params__", "model": "params"}
 
 
 def sniff(head: bytes, _file: ModelFile) -> bool:
-    """Tell whether a file begins like a ``ProgramDesc``.
+    """Tell whether a file begins like a program.
 
     Parameters
     ----------
@@ -36,10 +37,10 @@ def sniff(head: bytes, _file: ModelFile) -> bool:
     Returns
     -------
     bool
-        True where its first field is a block without a parent.
+        True where its first field is a block without a parent, or it is a program in JSON.
     """
     if head[:1] != b"\n":
-        return False
+        return is_program(head)
     position = 1
     while position < min(len(head), 10) and head[position] >= 0x80:
         position += 1
@@ -104,6 +105,8 @@ def read(file: ModelFile) -> RawModel:
 
 def _program(file: ModelFile) -> Program:
     with map_file(file.path) as data:
+        if is_program(bytes(data[:256])):
+            return read_program(file)
         wire = WireReader(data, where=file.name or file.path.name)
         return ProgramParser(wire).program()
 
@@ -130,13 +133,15 @@ def _parameters(file: ModelFile, program: Program) -> dict[str, Constant]:
 
 
 def _version(number: int) -> str:
+    if number < 1000:  # programs in JSON count their versions
+        return str(number)
     return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
 
 
 READER = FormatReader(
     name="paddle",
     title="PaddlePaddle",
-    suffixes=(".pdmodel",),
+    suffixes=(".pdmodel", ".json"),
     sniff=sniff,
     read=read,
     companions=companions,

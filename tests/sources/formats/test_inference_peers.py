@@ -46,6 +46,12 @@ def paddle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
 
 
 @pytest.fixture(scope="module")
+def paddle_json(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, AnyArray]]:
+    folder = tmp_path_factory.mktemp("paddle_json")
+    return folder, written(writers.PADDLE_JSON, folder)
+
+
+@pytest.fixture(scope="module")
 def openvino(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, AnyArray]]:
     folder = tmp_path_factory.mktemp("openvino")
     return folder, written(writers.OPENVINO, folder)
@@ -91,6 +97,17 @@ def computed(layer: ConvLayer, x: AnyArray) -> AnyArray:
 def test_orientation_is_that_of_paddle(case: str, paddle: tuple[Path, dict[str, AnyArray]]) -> None:
     folder, arrays = paddle
     layer = only_layer(folder / f"{case}.pdmodel")
+    got = computed(layer, arrays[f"x_{case}"])
+    np.testing.assert_allclose(got, arrays[f"y_{case}"], rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("case", CASES)
+def test_orientation_is_that_of_paddles_programs_in_json(
+    case: str, paddle_json: tuple[Path, dict[str, AnyArray]]
+) -> None:
+    folder, arrays = paddle_json
+    layer = only_layer(folder / f"{case}.json")
     got = computed(layer, arrays[f"x_{case}"])
     np.testing.assert_allclose(got, arrays[f"y_{case}"], rtol=1e-4, atol=1e-3)
 

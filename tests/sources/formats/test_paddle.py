@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,50 @@ def test_millions_of_empty_operators_are_refused(tmp_path: Path) -> None:
         read_model(ModelFile(tmp_path / "m.pdmodel"))
 
 
+def in_json(*operators: Any) -> dict[str, Any]:
+    block = {"#": "block_0", "args": [], "ops": list(operators)}
+    regions = [{"#": "region_0", "blocks": [block]}]
+    return {"base_code": {"magic": "pir", "version": 1}, "program": {"regions": regions}}
+
+
+def stored_json(number: int, name: str, shape: list[int]) -> dict[str, Any]:
+    kind = {"#": "0.t_dtensor", "D": [{"#": "0.t_f32"}, shape, "NCHW", [], 0]}
+    return {"#": "p", "A": [0, 1, 1, name], "O": {"%": number, "TT": kind}, "OA": [1, 0, 1]}
+
+
+def operator_json(kind: str, inputs: list[int], output: int, **attributes: Any) -> dict[str, Any]:
+    values = [{"N": n, "AT": {"#": "", "D": v}} for n, v in attributes.items()]
+    numbered = [{"%": n} for n in inputs]
+    return {"#": f"1.{kind}", "A": values, "I": numbered, "O": [{"%": output}]}
+
+
+def test_programs_in_json(tmp_path: Path) -> None:
+    kernel, vector = ramp(4, 1, 3, 2), np.array([1, 2, 3, 4], np.float32)
+    strides = [{"#": "0.a_i32", "D": 2}, {"#": "0.a_i32", "D": 1}]
+    names = ("g", "m", "o", "s")
+    program = in_json(
+        stored_json(1, "w", [4, 1, 3, 2]),
+        *(stored_json(i, name, [4]) for i, name in enumerate(names, start=2)),
+        operator_json("depthwise_conv2d", [9, 1], 10, strides=strides, groups=4),
+        operator_json("batch_norm_", [10, 3, 5, 2, 4], 11, epsilon=0.25),
+    )
+    parameters = {"w": kernel, **dict.fromkeys(names, vector)}
+    (tmp_path / "inference.json").write_text(json.dumps(program))
+    (tmp_path / "inference.pdiparams").write_bytes(paddle_model(parameters, [])[1])
+    file = ModelFile(tmp_path / "inference.json")
+    assert detect(file) == "paddle"
+    assert FORMATS["paddle"].companions(file) == ("inference.pdiparams",)
+    (layer,) = find_layers(read_model(file)).layers
+    np.testing.assert_array_equal(layer.weights(), kernel)
+    assert (layer.groups, layer.stride, layer.batch_norm_status) == (4, (2, 1), "separate")
+    assert layer.read_batch_norm is not None
+    assert layer.read_batch_norm().epsilon == 0.25
+    program["program"]["regions"][0]["blocks"][0]["ops"][0]["A"] = []
+    (tmp_path / "inference.json").write_text(json.dumps(program))
+    with pytest.raises(MalformedFileError, match="no PaddlePaddle program"):
+        read_model(file)
+
+
 def test_other_files_are_not_taken_for_programs(tmp_path: Path) -> None:
     path = tmp_path / "m.pdmodel"
     path.write_bytes(b"\n\x05hello" + bytes(64))
@@ -162,6 +207,9 @@ def test_other_files_are_not_taken_for_programs(tmp_path: Path) -> None:
 def test_damage_is_an_error_and_nothing_else(tmp_path: Path) -> None:
     parameters = {"w": ramp(2, 1, 3, 3), "g": np.array([1, 2], np.float32)}
     program, data = paddle_model(parameters, [conv("w", "x", "c")])
+    text = json.dumps(in_json(stored_json(1, "w", [2, 1, 3, 3]), operator_json("relu", [1], 2)))
+    stored = {"m.pdiparams": paddle_model({"w": parameters["w"]}, [])[1]}
+    assert check_damage(tmp_path, "m.json", stored, text.encode()) > 50
     assert check_damage(tmp_path, "m.pdmodel", {"m.pdiparams": data}, program) > 50
     write(tmp_path, program, data)
     for end in range(len(data)):
