@@ -24,6 +24,7 @@ from filterdb.sources.formats.hdf5_contents import (
     whole_file,
 )
 from filterdb.sources.formats.keras_graph import keras_nodes, parse_config
+from filterdb.sources.formats.keras_normalised import normalised
 from filterdb.sources.formats.keras_shards import is_list, read_shards, shard_names
 from filterdb.sources.formats.keras_vars import VARS, variable_nodes
 from filterdb.sources.formats.keras_weights import Weight, weight_role
@@ -125,7 +126,10 @@ def read(file: ModelFile) -> RawModel:
         tensors.append(contents.tensor(array, name, skip=skip, flipped=flipped))
         if not optimizer:
             weights.append(Weight(name, name, group, array.shape))
-    nodes, has_edges = _nodes(contents.text("model_config", "", holder), weights)
+    config = contents.text("model_config", "", holder)
+    if "WeightNormalization" in config:
+        tensors = normalised(tensors)
+    nodes, has_edges = _nodes(config, weights)
     version = contents.text("keras_version", "", holder)
     return RawModel(
         format="keras_h5",

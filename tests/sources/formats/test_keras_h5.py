@@ -315,3 +315,23 @@ def test_configuration_never_runs(tmp_path: Path) -> None:
     file = write_keras(tmp_path / "l.h5", {"c": conv("c", 3, 3, 1, 1)}, config=config)
     assert [n.op for n in read(file).nodes][:2] == ["other", "conv"]
     assert json.dumps(config)
+
+
+def test_weight_normalised_kernels_are_those_applied(tmp_path: Path) -> None:
+    direction = kernel(3, 3, 2, 4)
+    length = np.array([1, 2, 3, 4], np.float32)
+    inner = {"class_name": "Conv2D", "config": {"name": "c", "padding": "same"}}
+    wrapper = layer("Addons>WeightNormalization", "wn", layer=inner)
+    plain = {"plain/kernel:0": direction}
+    for scope in ("wn", "wn/c"):
+        groups = {"wn": {"wn/g:0": length, f"{scope}/kernel:0": direction}, "plain": plain}
+        config = sequential("s", [wrapper, layer("Conv2D", "plain")])
+        file = write_keras(tmp_path / "w.h5", groups, config=config)
+        first, second = find_layers(read(file)).layers
+        norms = np.sqrt(np.square(first.weights()).sum(axis=(1, 2, 3)))
+        assert np.allclose(norms, length)
+        assert np.allclose(first.weights()[1] / 2, second.weights()[1] / norm_of(second)[1])
+
+
+def norm_of(found: Any) -> Any:
+    return np.sqrt(np.square(found.weights()).sum(axis=(1, 2, 3)))
