@@ -11,7 +11,7 @@ import numpy as np
 from filterdb.errors import MalformedFileError
 from filterdb.sources.formats.coreml_values import Numbers, blob_range, n_bytes, unpack_bits
 from filterdb.sources.formats.file_view import check_expansion, check_shape
-from filterdb.sources.formats.graph_constants import Constant, Load
+from filterdb.sources.formats.graph_constants import Constant, Load, Refusal
 
 if TYPE_CHECKING:
     from filterdb.sources.formats.base import ModelFile
@@ -74,17 +74,6 @@ def stored_constant(file: ModelFile, size: int, name: str, value: Value) -> Cons
     load = Shaped(Numbers(path, ranges, element, count), value.shape)
     place = ("blob" if value.blob else "file", *ranges[0]) if ranges else None
     return Constant(name, value.shape, value.element, load, storage=place)
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Values nobody reads."""
-
-    why: str
-
-    def __call__(self) -> AnyArray:
-        """Refuse."""
-        raise MalformedFileError(self.why)
 
 
 @dataclass(frozen=True, slots=True)

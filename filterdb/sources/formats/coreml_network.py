@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from filterdb.errors import UnsafeCheckpointError
 from filterdb.layers.raw import ConvAttributes, Node, NodeOp
+from filterdb.sources.formats.constant_pool import unique_name
 from filterdb.sources.formats.coreml_fields import Fields, extents
 from filterdb.sources.formats.coreml_weights import parse_weights, weight_tensor
-from filterdb.sources.formats.graph_constants import unique_name
 from filterdb.sources.formats.memory_room import Room
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from filterdb.layers.raw import SPATIAL_LETTERS, ConvAttributes, Node, NodeOp
+from filterdb.sources.formats.constant_pool import ConstantPool, unique_name
 from filterdb.sources.formats.coreml_constants import (
     Blocks,
     PackedPalette,
@@ -15,7 +16,7 @@ from filterdb.sources.formats.coreml_constants import (
 )
 from filterdb.sources.formats.coreml_fields import extents
 from filterdb.sources.formats.coreml_mil import Operation, Value, text_of
-from filterdb.sources.formats.graph_constants import Constant, ConstantPool, unique_name
+from filterdb.sources.formats.graph_constants import Constant
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -10,8 +10,8 @@ from filterdb.errors import MalformedFileError
 from filterdb.layers.raw import RawModel
 from filterdb.sources.formats.base import FormatReader, ModelFile
 from filterdb.sources.formats.companion_files import companion_path, file_size
+from filterdb.sources.formats.constant_pool import unique_name
 from filterdb.sources.formats.file_view import map_file
-from filterdb.sources.formats.graph_constants import unique_name
 from filterdb.sources.formats.openvino_graph import NetworkTranslator
 from filterdb.sources.formats.openvino_old import blob_shape, blob_type
 from filterdb.sources.formats.openvino_values import element_type, stored_constant

@@ -7,13 +7,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from filterdb.errors import MalformedFileError
 from filterdb.layers.raw import SPATIAL_LETTERS, ConvAttributes, Node, NodeOp
-from filterdb.sources.formats.graph_constants import (
-    MAX_STEPS,
-    Constant,
-    ConstantPool,
-    number,
-    unique_name,
-)
+from filterdb.sources.formats.constant_pool import ConstantPool, unique_name
+from filterdb.sources.formats.graph_constants import MAX_STEPS, Constant, number
 from filterdb.sources.formats.openvino_old import OldWeights, old_weights
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from filterdb.sources.formats.file_view import (
     read_array,
     unpack_nibbles,
 )
-from filterdb.sources.formats.graph_constants import Constant
+from filterdb.sources.formats.graph_constants import Constant, Load, Refusal
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -134,7 +134,9 @@ def stored_constant(
     count = check_shape(shape, what=what)
     bits = element_bits(element)
     skip: tuple[SkipReason, str] | None = None
+    load: Load = partial(_load, _Place(path, start, element, shape))
     if bits is None:
+        load = Refusal(f"{what} has elements of type {element!r}")
         skip = ("unsupported_dtype", f"elements of type {element!r}")
     else:
         needed = _n_bytes(count, bits)
@@ -148,7 +150,7 @@ def stored_constant(
         base=name,
         shape=shape,
         dtype=_WORDS.get(element) or _PLAIN.get(element, element),
-        load=partial(_load, _Place(path, start, element, shape)),
+        load=load,
         storage=("bin", start, size),
         skip=skip,
     )

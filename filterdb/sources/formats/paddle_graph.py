@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from filterdb.errors import UnsafeCheckpointError
 from filterdb.layers.raw import ConvAttributes, Node, NodeOp, layout_of_rank
-from filterdb.sources.formats.graph_constants import Constant, ConstantPool, number, unique_name
+from filterdb.sources.formats.constant_pool import ConstantPool, unique_name
+from filterdb.sources.formats.graph_constants import Constant, number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

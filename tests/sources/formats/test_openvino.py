@@ -205,6 +205,16 @@ def test_the_constants_must_be_there(tmp_path: Path) -> None:
         read_model(file)
 
 
+def test_types_nobody_knows_are_left_out_with_the_reason(tmp_path: Path) -> None:
+    network = start()
+    weight = network.constant("w", ramp(4, 3, 2, 3), "f7")
+    network.layer("conv", "Convolution", PLAIN, [0, weight])
+    raw = read_model(ModelFile(network.write(tmp_path)))
+    assert [s.reason for s in find_layers(raw).skipped] == ["unsupported_dtype"]
+    with pytest.raises(UnsupportedFormatError, match="f7"):
+        raw.tensors[0].load()
+
+
 def test_constants_that_wait_for_one_another_have_no_value(tmp_path: Path) -> None:
     network = start()
     a = network.layer("a", "Convert", "", [0])
