@@ -16,7 +16,6 @@ from filterdb.sources.formats.coreml_constants import (
 )
 from filterdb.sources.formats.coreml_fields import extents
 from filterdb.sources.formats.coreml_mil import Operation, Value, text_of
-from filterdb.sources.formats.graph_constants import Constant
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from filterdb.layers.raw import Tensor
     from filterdb.sources.formats.base import ModelFile
     from filterdb.sources.formats.coreml_network import Contents
+    from filterdb.sources.formats.graph_constants import Constant
     from filterdb.sources.formats.protobuf_wire import WireReader
     from filterdb.types import Shape
 
