@@ -7,7 +7,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from filterdb.sources.formats.pickle_values import Record, Table
-from filterdb.sources.formats.torch_parts import Part, is_module, is_optimizer, is_scripted, join
+from filterdb.sources.formats.torch_parts import (
+    Found,
+    Part,
+    Skip,
+    is_module,
+    is_optimizer,
+    is_scripted,
+    join,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -22,6 +30,8 @@ _WRAPPERS = frozenset(
     | {"params", "parameters", "module", "state", "checkpoint", "ckpt", "learner"}
 )
 _WRAPPER_DEPTH = 8
+#: Buffers that no average is made of.
+_STATISTICS = re.compile(r"(^|\.)(running_mean|running_var|num_batches_tracked)$")
 #: Checkpoints have a handful of parts; comparing all pairs of many would take long.
 _MAX_PARTS = 100
 
@@ -96,7 +106,8 @@ def mark_flat_copies(part: Part) -> Part:
     -------
     Part
         The same, with the tensors under ``model.`` marked where ``ema_model.`` holds the same
-        names, or those under ``model_ema.`` where they are the same but for missing dots.
+        names; where those are the same but for missing dots, the average's values stand under
+        the network's names.
     """
     groups: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
     for found in part.tensors:
@@ -112,7 +123,7 @@ def mark_flat_copies(part: Part) -> Part:
             if set(groups[raw]) <= set(groups[copy]):
                 marked[raw] = f"{copy!r} is taken instead"
             elif _without_dots(groups[raw]) <= _without_dots(groups[copy]):
-                marked[copy] = f"copy of {raw!r} under names without dots"
+                part = Part(_exchanged(part.tensors, raw, copy), part.nodes)
     tensors = [
         replace(found, skip=("ema_copy", marked[label]))
         if (label := found.name.partition(".")[0]) in marked and found.skip is None
@@ -122,6 +133,27 @@ def mark_flat_copies(part: Part) -> Part:
     left_out = {found.name for found in tensors if found.skip and found.skip[0] == "ema_copy"}
     nodes = [node for node in part.nodes if left_out.isdisjoint(node.weights.values())]
     return Part(tensors, nodes)
+
+
+def _exchanged(tensors: Sequence[Found], raw: str, copy: str) -> list[Found]:
+    """Put an average's values under the network's names, and the network's, marked, under its."""
+    averages = {f.name: f for f in tensors if f.name.startswith(f"{copy}.")}
+    partner: dict[str, Found] = {}
+    for found in tensors:
+        label, _, rest = found.name.partition(".")
+        average = averages.get(f"{copy}.{rest.replace('.', '')}") if label == raw else None
+        if average is not None and average.spec.shape == found.spec.shape:
+            partner[found.name], partner[average.name] = average, found
+    why: Skip = ("ema_copy", f"raw values; those of {copy!r} are taken instead")
+    exchanged = []
+    for found in tensors:
+        other = partner.get(found.name)
+        if other is None:
+            exchanged.append(found)
+        else:
+            skip = why if found.name in averages else found.skip
+            exchanged.append(replace(found, spec=other.spec, skip=skip))
+    return exchanged
 
 
 def _without_dots(kernels: Iterable[tuple[str, tuple[int, ...]]]) -> set[tuple[str, Any]]:
@@ -166,8 +198,28 @@ def _choose_copies(candidates: Mapping[str, Part], parts: dict[str, Part]) -> No
             if set(kernels[raw]) <= set(kernels[copy]):
                 parts[raw] = _marked(parts[raw], "ema_copy", f"{copy!r} is taken instead")
             elif _shapes(kernels[raw]) == _shapes(kernels[copy]):
-                # The same tensors without their names (torch_ema's list): the names count more.
-                parts[copy] = _marked(parts[copy], "ema_copy", f"nameless copy of {raw!r}")
+                _name_copy(parts, raw, copy)
+
+
+def _name_copy(parts: dict[str, Part], raw: str, copy: str) -> None:
+    """Take a list of averages (torch_ema's) under the names of the parameters it was made from."""
+    averages = [f for f in parts[copy].tensors if f.skip is None]
+    own = [f for f in parts[raw].tensors if f.skip is None and not _STATISTICS.search(f.name)]
+    if [f.spec.shape for f in averages] != [f.spec.shape for f in own]:
+        # Which is which cannot be told: the names count more than the average.
+        parts[copy] = _marked(parts[copy], "ema_copy", f"nameless copy of {raw!r}")
+        return
+    taken = {f.name: average for f, average in zip(own, averages, strict=True)}
+    left = {average.name: f for f, average in zip(own, averages, strict=True)}
+    named = [
+        replace(f, spec=taken[f.name].spec) if f.name in taken else f for f in parts[raw].tensors
+    ]
+    rest = [
+        replace(f, spec=left[f.name].spec) if f.name in left else f for f in parts[copy].tensors
+    ]
+    parts[raw] = Part(named, parts[raw].nodes)
+    why = f"raw values of {raw!r}; the average's are taken instead"
+    parts[copy] = _marked(Part(rest, []), "ema_copy", why)
 
 
 def _shapes(kernels: Iterable[tuple[str, tuple[int, ...]]]) -> list[tuple[int, ...]]:

@@ -149,3 +149,31 @@ def test_a_tensor_alone_and_tensors_in_lists(tmp_path: Path) -> None:
 def test_equal_names_stay_apart(tmp_path: Path) -> None:
     model = read(save({"a": {"b": torch.ones(1)}, "a.b": torch.zeros(1)}, tmp_path / "m.pt"))
     assert len(set(names(model))) == 2
+
+
+@pytest.mark.parametrize("form", ["a list", "names without dots", "another list"])
+def test_averages_without_the_networks_names_stand_under_them(tmp_path: Path, form: str) -> None:
+    raw, average = small(1), small(2)
+    raw["bn.running_mean"] = torch.zeros(2)
+    if form == "names without dots":
+        content = {"net." + n: v for n, v in raw.items()}
+        content |= {"net_ema." + n.replace(".", ""): v for n, v in average.items()}
+        named = {"net." + n: v for n, v in average.items()}
+    else:
+        shadow = list(average.values())
+        content = {"model": raw, "ema": {"decay": 0.9, "shadow_params": shadow}}
+        named = average
+        if form == "another list":
+            # One more than the network has parameters: which is which cannot be told.
+            shadow.insert(0, torch.ones(2))
+            named = small(1)
+    model = read(save(content, tmp_path / "model.pt"))
+    tensors = {t.name: t for t in model.tensors}
+    for name, values in named.items():
+        np.testing.assert_array_equal(tensors[name].load(), values.numpy())
+        assert tensors[name].skip is None
+    left = [t for t in model.tensors if t.skip]
+    assert {t.skip[0] for t in left} == {"ema_copy"}
+    if form != "another list":
+        kernel = next(t for t in left if len(t.shape) == 4)
+        np.testing.assert_array_equal(kernel.load(), raw["conv.weight"].numpy())
