@@ -288,8 +288,9 @@ def _tar_members(archive: tarfile.TarFile, what: str) -> Iterator[tarfile.TarInf
 
 
 def _tar_name(member: tarfile.TarInfo) -> str:
-    # "./weights/model.pt" is how `tar c .` writes it.
-    return member.name.removeprefix("./")
+    # "./weights/model.pt" is how `tar c .` writes it. Bytes that are no UTF-8 are spelt out.
+    name = member.name.removeprefix("./")
+    return name if name.isascii() else name.encode("utf-8", "backslashreplace").decode()
 
 
 def _extract_tar(

@@ -44,7 +44,7 @@ def check_archive(files: Files, folder: Path, memory: oracle.Memory | None = Non
         with oracle.time_limit(oracle.SECONDS), oracle.guarded(folder), warnings.catch_warnings():
             warnings.simplefilter("error")
             kind = _entered(path, folder)
-    except Exception as error:  # noqa: BLE001  exactly what is looked for
+    except Exception as error:
         raise oracle.Violation(oracle.described(error)) from error
     if memory is not None:
         oracle.check_memory(memory, sum(map(len, files.values())))

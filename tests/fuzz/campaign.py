@@ -127,7 +127,10 @@ def _process(state: State, folder: Path, runs: int) -> None:
     if counts.exists():
         _add(state, json.loads(counts.read_text()))
     for edges, features, corpus in _STATE.findall(text)[-1:]:
-        state.edges, state.features = max(state.edges, int(edges)), max(state.features, int(features))
+        state.edges, state.features = (
+            max(state.edges, int(edges)),
+            max(state.features, int(features)),
+        )
         state.corpus = int(corpus)
     state.crashes = len(list((folder / "crashes").glob("*.txt")))
 

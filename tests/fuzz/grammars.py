@@ -154,7 +154,9 @@ def change_pickle(data: bytes, m: Mutator) -> bytes:
             stop = (position or 0) + 1
             break
     bounds = [*starts, stop]
-    kept = [data[a:b] for a, b in zip(bounds, bounds[1:], strict=False) if data[a : a + 1] != b"\x95"]
+    kept = [
+        data[a:b] for a, b in zip(bounds, bounds[1:], strict=False) if data[a : a + 1] != b"\x95"
+    ]
     for _ in range(rng.choice((1, 1, 1, 2, 5))):
         place = rng.randrange(len(kept))
         match rng.randrange(8):
@@ -165,7 +167,9 @@ def change_pickle(data: bytes, m: Mutator) -> bytes:
             case 2:
                 kept.insert(place, rng.choice((*_OPCODES, *_NAMES)))
             case 3:
-                kept[place : place + 1] = kept[place : place + rng.choice((2, 5, 20))] * rng.choice((2, 3, 200))
+                kept[place : place + 1] = kept[place : place + rng.choice((2, 5, 20))] * rng.choice(
+                    (2, 3, 200)
+                )
             case 4:
                 other = rng.randrange(len(kept))
                 kept[place], kept[other] = kept[other], kept[place]
@@ -183,10 +187,24 @@ def change_pickle(data: bytes, m: Mutator) -> bytes:
 def _another_argument(chunk: bytes, m: Mutator) -> bytes:
     """Change an opcode's argument and keep the length in front of it right."""
     code, body = chunk[:1], chunk[1:]
-    widths = {b"X": 4, b"\x8c": 1, b"C": 1, b"B": 4, b"U": 1, b"T": 4, b"\x8a": 1, b"\x8d": 8, b"\x8e": 8}
+    widths = {
+        b"X": 4,
+        b"\x8c": 1,
+        b"C": 1,
+        b"B": 4,
+        b"U": 1,
+        b"T": 4,
+        b"\x8a": 1,
+        b"\x8d": 8,
+        b"\x8e": 8,
+    }
     if code in widths and m.rng.random() < 0.8:
         width = widths[code]
-        text = m.value(body[width:]) if m.rng.random() < 0.7 else m.rng.choice(_WORDS).encode("utf-8", "replace")
+        text = (
+            m.value(body[width:])
+            if m.rng.random() < 0.7
+            else m.rng.choice(_WORDS).encode("utf-8", "replace")
+        )
         text = text[: (1 << (8 * width)) - 1]
         return code + len(text).to_bytes(width, "little") + text
     if code in (b"K", b"M", b"J") and m.rng.random() < 0.8:

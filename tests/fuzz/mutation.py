@@ -53,7 +53,7 @@ class Mutator:
                 self.depth += 1
                 try:
                     return structure(data, self)
-                except Exception:  # noqa: BLE001  not well formed any more, in whatever way
+                except Exception:  # noqa: BLE001  not well formed any more, in some way
                     return self.plain(data)
                 finally:
                     self.depth -= 1

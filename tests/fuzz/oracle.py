@@ -12,6 +12,7 @@ import resource
 import shutil
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from contextlib import contextmanager
@@ -66,6 +67,7 @@ class _Guard:
 
     folder: str = ""
     active: bool = False
+    thread: int = 0
     found: str = ""
     installed: bool = False
 
@@ -83,7 +85,7 @@ class Outcome:
 
 
 def _audit(event: str, arguments: tuple[Any, ...]) -> None:
-    if not _guard.active:
+    if not _guard.active or threading.get_ident() != _guard.thread:
         return
     if event == "import":
         if str(arguments[0]).split(".")[0] not in _PACKAGES:
@@ -144,7 +146,7 @@ def guarded(folder: Path) -> Iterator[None]:
         sys.addaudithook(_audit)
         _guard.installed = True
     _guard.folder, _guard.found = os.path.realpath(folder), ""
-    _guard.active = True
+    _guard.thread, _guard.active = threading.get_ident(), True
     try:
         yield
     finally:
@@ -222,7 +224,7 @@ def check(format_name: str, files: Files, folder: Path, memory: Memory | None = 
         with time_limit(SECONDS), guarded(folder), warnings.catch_warnings():
             warnings.simplefilter("error")
             outcome = _outcome(format_name, ModelFile(path, name=path.name), files)
-    except (Exception, RecursionError) as error:  # noqa: BLE001  exactly what is looked for
+    except Exception as error:
         raise Violation(described(error)) from error
     if memory is not None:
         check_memory(memory, sum(map(len, files.values())))

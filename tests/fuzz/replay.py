@@ -2,12 +2,48 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 from tests.fuzz import packing
+
+
+def cause(what: str) -> str:
+    """Name what a violation comes from, the same for many inputs: its first words and the place."""
+    words = re.sub(r"[^\w.:() -]+", "_", re.split(r"[:(] ?", what, maxsplit=2)[0])
+    place = re.search(r" in (\S+)", what)
+    return f"{words[:40]} {place[1] if place else ''}".strip()
+
+
+def minimised(format_name: str, data: bytes, *, folder: Path, steps: int = 400) -> bytes:
+    """Leave out of an input whatever is not needed for the same violation."""
+    from tests.fuzz import oracle
+
+    def violation(files: packing.Files) -> str:
+        try:
+            oracle.check(format_name, files, folder)
+        except oracle.Violation as found:
+            return cause(str(found))
+        return ""
+
+    files = packing.unpack(data, "model")
+    wanted = violation(files)
+    for name in list(files):
+        size = len(files[name]) // 2
+        while size and steps > 0 and wanted:
+            at = 0
+            while at < len(files[name]) and steps > 0:
+                less = files | {name: files[name][:at] + files[name][at + size :]}
+                steps -= 1
+                if violation(less) == wanted:
+                    files = less
+                else:
+                    at += size
+            size //= 2
+    return packing.pack(files)
 
 
 def replayed(format_name: str, data: bytes, *, seconds: float = 120.0) -> str:

@@ -21,6 +21,7 @@ from typing import Any
 import atheris
 
 from tests.fuzz import packing
+from tests.fuzz.replay import cause
 
 MAX_BYTES = 16_384
 _EVERY = 500
@@ -68,10 +69,7 @@ class Target:
 
     def note(self, files: packing.Files, what: str) -> str:
         """Keep the smallest input of each cause."""
-        cause = re.sub(r"[^\w.:() -]+", "_", re.split(r"[:(] ?", what, maxsplit=2)[0])
-        place = re.search(r" in (\S+)", what)
-        label = f"{cause[:40]} {place[1] if place else ''}".strip()
-        name = hashlib.sha256(label.encode()).hexdigest()[:10]
+        name = hashlib.sha256(cause(what).encode()).hexdigest()[:10]
         target = self.folder / "crashes" / name
         packed = packing.pack(files)
         if not target.exists() or target.stat().st_size > len(packed):

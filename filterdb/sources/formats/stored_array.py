@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from filterdb.errors import FetchError, MalformedFileError
+from filterdb.errors import FetchError, MalformedFileError, UnsupportedFormatError
 from filterdb.sources.formats.file_view import dequantise
 
 if TYPE_CHECKING:
@@ -170,7 +170,10 @@ class StoredArray:
 
     def __call__(self) -> AnyArray:
         """Load the array: native byte order, C order, possibly a read-only view of the file."""
-        stored = np.dtype("uint16" if self.dtype == "bfloat16" else self.dtype)
+        try:
+            stored = np.dtype("uint16" if self.dtype == "bfloat16" else self.dtype)
+        except TypeError as error:
+            raise UnsupportedFormatError(f"values of type {self.dtype} are not read") from error
         raw = self.source.view(self.offset, span(self.shape, self.strides) * stored.itemsize)
         # A copy where elements lie across word borders: compiled kernels want aligned memory.
         if raw.ctypes.data % stored.itemsize:

@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from filterdb.errors import MalformedFileError, MissingCompanionError, UnsafeCheckpointError
+from filterdb.errors import (
+    MalformedFileError,
+    MissingCompanionError,
+    UnsafeCheckpointError,
+    UnsupportedFormatError,
+)
 from filterdb.sources.formats.file_view import check_shape, read_array
 from filterdb.sources.formats.protobuf_wire import BYTES, VARINT, WireReader, signed
 from filterdb.sources.formats.stored_array import FileBytes, StoredArray, c_strides
@@ -94,7 +99,7 @@ class _Sliced:
     parts: tuple[tuple[Slice, Callable[[], AnyArray]], ...]
 
     def __call__(self) -> AnyArray:
-        whole = np.zeros(self.shape, "float32" if self.dtype == "bfloat16" else self.dtype)
+        whole = zeros(self.shape, self.dtype)
         for where, load in self.parts:
             place = tuple(
                 slice(None) if length < 0 else slice(begin, begin + length)
@@ -102,6 +107,31 @@ class _Sliced:
             )
             whole[place] = load()
         return whole
+
+
+def zeros(shape: Shape, dtype: str) -> AnyArray:
+    """Make the array that slices are put into.
+
+    Parameters
+    ----------
+    shape
+        Its extents.
+    dtype
+        As the checkpoint has it.
+
+    Returns
+    -------
+    ndarray
+        float32 for bfloat16.
+
+    Raises
+    ------
+    UnsupportedFormatError
+        If the type is none of numbers.
+    """
+    if item_size(dtype) is None:
+        raise UnsupportedFormatError(f"values of the checkpoint type {dtype!r} are not read")
+    return np.zeros(shape, "float32" if dtype == "bfloat16" else dtype)
 
 
 def is_bundle(first: bytes) -> bool:

@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from filterdb.errors import MalformedFileError, UnsafeCheckpointError
 from filterdb.sources.formats.file_view import check_shape, map_file
 from filterdb.sources.formats.protobuf_wire import BYTES, VARINT, WireReader
@@ -20,6 +18,7 @@ from filterdb.sources.formats.tf_bundle import (
     Variable,
     encode_slice,
     read_slice,
+    zeros,
 )
 from filterdb.sources.formats.tf_table import Handle, Table
 from filterdb.sources.formats.tf_types import (
@@ -47,7 +46,7 @@ class _Stored:
     parts: tuple[tuple[Slice, bytes, Handle], ...]
 
     def __call__(self) -> AnyArray:
-        whole = np.zeros(self.shape, "float32" if self.dtype == "bfloat16" else self.dtype)
+        whole = zeros(self.shape, self.dtype)
         with map_file(self.path) as data:
             table = Table(data, where=self.path.name)
             for where, key, handle in self.parts:

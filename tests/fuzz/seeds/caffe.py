@@ -22,7 +22,14 @@ def seeds(folder: Path) -> list[Files]:
     v1 = [(2, "data"), (3, "c"), (4, "c"), (5, 4), (6, old), (10, [(1, 2), (4, 3), (5, 1)])]
     v0 = [(1, [(1, "c"), (2, "conv"), (3, 2), (8, 3), (50, old)]), (2, "data"), (3, "c")]
     half = [(7, [(1, bytes([1, 1, 1, 2]))]), (10, 2), (12, struct.pack("<2e", 1, 2))]
-    raw = [(1, "h"), (2, "Convolution"), (3, "data"), (4, "h"), (7, half), (106, [(11, 1), (12, 2)])]
+    raw = [
+        (1, "h"),
+        (2, "Convolution"),
+        (3, "data"),
+        (4, "h"),
+        (7, half),
+        (106, [(11, 1), (12, 2)]),
+    ]
     nets: list[list[tuple[int, Any]]] = [
         [(1, "net"), (100, conv), (100, norm), (100, scale)],
         [(1, "net"), (3, "data"), (4, 1), (2, v1)],
