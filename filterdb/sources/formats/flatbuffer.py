@@ -12,149 +12,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from filterdb.errors import MalformedFileError, UnsafeCheckpointError
-from filterdb.sources.formats.memory_room import Room
+from filterdb.sources.formats.flatbuffer_bytes import (
+    NUMBER_BYTES,
+    SCALARS,
+    TABLE_BYTES,
+    CheckedBytes,
+)
 
 if TYPE_CHECKING:
-    from filterdb.sources.formats.file_view import ByteSource
     from filterdb.types import AnyArray
 
-#: Elements looked at, at most: this many per byte of the file …
-_BUDGET_PER_BYTE = 4
-#: … plus a flat allowance.
-_BUDGET = 100_000
-#: Bytes of memory that may be taken for records, beside as many as the file has.
-_ROOM = 192 * 1024**2
-#: What a table takes, with the record a reader makes of it; what a number of a list takes.
-_TABLE_BYTES, _NUMBER_BYTES = 1500, 48
 
-#: Scalars by numpy-like code.
-_SCALARS = {
-    code: struct.Struct(f"<{c}")
-    for code, c in zip(
-        ("i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f4"), "bBhHiIqQf", strict=True
-    )
-}
-
-
-class FlatBuffer:
-    """One buffer.
-
-    Parameters
-    ----------
-    data
-        The bytes.
-    where
-        The file's name, for messages.
-    start, size
-        Where in `data` the buffer lies, for one inside another file; positions count from there.
-    """
-
-    def __init__(
-        self, data: ByteSource, *, where: str, start: int = 0, size: int | None = None
-    ) -> None:
-        self._data = data
-        self.where = where
-        self.start = start
-        self.size = len(data) - start if size is None else size
-        self._left = _BUDGET_PER_BYTE * self.size + _BUDGET
-        #: Counts what is taken for records.
-        self.take = Room(self.size, flat=_ROOM, where=where).take
-
-    def bytes(self, start: int, end: int) -> bytes:
-        """Copy bytes.
-
-        Parameters
-        ----------
-        start, end
-            Which, known to lie in the buffer.
-
-        Returns
-        -------
-        bytes
-            ``end - start`` of them.
-        """
-        return bytes(self._data[self.start + start : self.start + end])
-
-    def malformed(self, problem: str, position: int) -> MalformedFileError:
-        """Return the error to raise for broken bytes.
-
-        Parameters
-        ----------
-        problem
-            What was seen.
-        position
-            Byte offset.
-
-        Returns
-        -------
-        MalformedFileError
-            Naming file and offset.
-        """
-        return MalformedFileError(f"{self.where} is damaged: {problem} at byte {position}")
-
-    def spend(self, count: int) -> None:
-        """Count elements against the budget.
-
-        Parameters
-        ----------
-        count
-            Elements about to be read.
-
-        Raises
-        ------
-        UnsafeCheckpointError
-            If the file refers to the same bytes over and over.
-        """
-        self._left -= count
-        if self._left < 0:
-            raise UnsafeCheckpointError(
-                f"{self.where} refers to its own bytes more often than any network does"
-            )
-
-    def scalar(self, kind: str, position: int) -> int | float:
-        """Read one number.
-
-        Parameters
-        ----------
-        kind
-            "i1" … "u8" or "f4".
-        position
-            Byte offset.
-
-        Returns
-        -------
-        int or float
-            The number.
-
-        Raises
-        ------
-        MalformedFileError
-            If it lies outside the buffer.
-        """
-        layout = _SCALARS[kind]
-        if not 0 <= position <= self.size - layout.size:
-            raise self.malformed("an offset leads out of the file", position)
-        number: int | float = layout.unpack_from(self._data, self.start + position)[0]
-        return number
-
-    def follow(self, position: int) -> int:
-        """Follow the relative offset stored at a position.
-
-        Parameters
-        ----------
-        position
-            Byte offset of the offset.
-
-        Returns
-        -------
-        int
-            Where it leads.
-        """
-        target = position + int(self.scalar("u4", position))
-        if target > self.size - 4:
-            raise self.malformed("an offset leads out of the file", position)
-        return target
+class FlatBuffer(CheckedBytes):
+    """One buffer, see :class:`~filterdb.sources.formats.flatbuffer_bytes.CheckedBytes`."""
 
     def root(self) -> Table:
         """Return the root table.
@@ -184,7 +54,7 @@ class Table:
         self.buffer = buffer
         self.position = position
         buffer.spend(1)
-        buffer.take(_TABLE_BYTES)
+        buffer.take(TABLE_BYTES)
         self._vtable = position - int(buffer.scalar("i4", position))
         if self._vtable < 0:
             raise buffer.malformed("a table without a description", position)
@@ -225,7 +95,7 @@ class Table:
         int
             Its value.
         """
-        place = self._place(field, _SCALARS[kind].size)
+        place = self._place(field, SCALARS[kind].size)
         return default if place is None else int(self.buffer.scalar(kind, place))
 
     def table(self, field: int) -> Table | None:
@@ -318,7 +188,7 @@ class Table:
             return ()
         start, count = found
         self.buffer.spend(count)
-        self.buffer.take(count * _NUMBER_BYTES)
+        self.buffer.take(count * NUMBER_BYTES)
         return struct.unpack(f"<{count}i", self.buffer.bytes(start, start + 4 * count))
 
     def numbers(self, field: int, kind: str) -> tuple[float | int, ...]:
@@ -336,10 +206,10 @@ class Table:
         tuple
             Empty where the field is absent.
         """
-        layout = _SCALARS[kind]
+        layout = SCALARS[kind]
         start, count = self.extent(field, layout.size) or (0, 0)
         self.buffer.spend(count)
-        self.buffer.take(count * _NUMBER_BYTES)
+        self.buffer.take(count * NUMBER_BYTES)
         raw = self.buffer.bytes(start, start + layout.size * count)
         return tuple(number for (number,) in layout.iter_unpack(raw))
 
@@ -391,7 +261,7 @@ class Table:
         """
         start, count = self.extent(field, 4) or (0, 0)
         self.buffer.spend(count)
-        self.buffer.take(count * 2 * _NUMBER_BYTES)
+        self.buffer.take(count * 2 * NUMBER_BYTES)
         places = (self.buffer.follow(start + 4 * i) for i in range(count))
         return tuple(self._string(place, 4096) for place in places)
 

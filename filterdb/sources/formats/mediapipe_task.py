@@ -26,6 +26,7 @@ from filterdb.sources.containers import check_directory
 from filterdb.sources.formats.base import FormatReader, ModelFile
 from filterdb.sources.formats.file_view import map_file
 from filterdb.sources.formats.flatbuffer import FlatBuffer
+from filterdb.sources.formats.flatbuffer_bytes import room_for
 from filterdb.sources.formats.tflite import read_part
 
 if TYPE_CHECKING:
@@ -148,9 +149,10 @@ def read(file: ModelFile) -> RawModel:
     notes: list[str] = []
     with map_file(file.path) as data:
         parts = list(_models(file.path, data, where))
+        room = room_for(len(data), where)
         for part in parts:
             label = f"{where}!/{part.name}"
-            buffer = FlatBuffer(data, where=label, start=part.start, size=part.size)
+            buffer = FlatBuffer(data, where=label, start=part.start, size=part.size, room=room)
             model = read_part(inside, buffer)
             tensors += [replace(t, name=f"{part.name}/{t.name}") for t in model.tensors]
             nodes += [_renamed(node, part.name) for node in model.nodes]

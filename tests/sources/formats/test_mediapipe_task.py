@@ -20,7 +20,13 @@ from filterdb.errors import (
 )
 from filterdb.layers.detect import find_layers
 from filterdb.sources import Cache, fetch, open_raw
-from filterdb.sources.formats import ModelFile, detect, mediapipe_task, read_model
+from filterdb.sources.formats import (
+    ModelFile,
+    detect,
+    flatbuffer_bytes,
+    mediapipe_task,
+    read_model,
+)
 from filterdb.sources.formats import tflite as tflite_reader
 from filterdb.sources.formats.file_view import map_file
 from filterdb.sources.formats.flatbuffer import FlatBuffer
@@ -138,6 +144,17 @@ def test_too_many_members_are_refused(tmp_path: Path) -> None:
     content = bundle({f"{i}.txt": b"" for i in range(1100)})
     with pytest.raises(UnsafeCheckpointError, match="more than 1000"):
         mediapipe_task.READER.read(write(tmp_path, content))
+
+
+def test_all_models_of_a_bundle_share_one_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = bundle({f"{i}.tflite": model(DETECTOR) for i in range(40)})
+    file = write(tmp_path, content)
+    assert len(mediapipe_task.READER.read(file).tensors) == 40
+    monkeypatch.setattr(flatbuffer_bytes, "_ROOM", 300_000)
+    with pytest.raises(UnsafeCheckpointError, match="describes more tensors"):
+        mediapipe_task.READER.read(file)
 
 
 def test_truncation_and_flipped_bytes_end_in_one_error(tmp_path: Path) -> None:
