@@ -35,7 +35,8 @@ _LINEAR = {"MatMul", "_FusedMatMul", "BatchMatMul", "BatchMatMulV2"}
 _ADD = {"Add", "AddV2", "BiasAdd", "BiasAddV1"}
 #: What lets a weight through unchanged.
 _PASS = {
-    "Identity", "Cast", "StopGradient", "ReadVariableOp", "Enter", "CheckNumerics", "Snapshot",
+    "Identity", "Cast", "StopGradient", "ReadVariableOp", "Enter", "CheckNumerics",
+    "Snapshot", "Switch",
     "FakeQuantWithMinMaxVars", "FakeQuantWithMinMaxArgs", "FakeQuantWithMinMaxVarsPerChannel",
     "QuantizeAndDequantizeV2", "QuantizeAndDequantizeV3", "QuantizeAndDequantizeV4",
 }  # fmt: skip

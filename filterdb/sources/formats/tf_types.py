@@ -248,7 +248,8 @@ def constant_array(constant: Constant, pieces: list[tuple[int, bytes]], *, what:
     if item_size(constant.dtype) is None:
         raise MalformedFileError(f"{what}: {constant.dtype} is no number")
     parts = [_decoded(constant.dtype, kind, data, what) for kind, data in pieces]
-    values = np.concatenate(parts) if len(parts) != 1 else parts[0]
+    parts = parts or [np.zeros(0, _plain(constant.dtype))]
+    values = np.concatenate(parts) if len(parts) > 1 else parts[0]
     if values.size < constant.elements and values.size and constant.pieces[0][0] != -1:
         values = np.concatenate(
             [values, np.full(constant.elements - values.size, values[-1], values.dtype)]

@@ -1,8 +1,7 @@
 """Keras and TensorFlow.js files of public packages: counts, and kernels against their frameworks.
 
-The frameworks are not among the development tools. Where they are installed elsewhere, point
-FILTERDB_KERAS_PYTHON at a Python that has tf_keras (or keras), and FILTERDB_TFJS_MODULES at a
-node_modules folder that has @tensorflow/tfjs.
+Keras has an environment of its own (`make peers`). TensorFlow.js is no Python package: where it is
+installed, point FILTERDB_TFJS_MODULES at the node_modules folder that has @tensorflow/tfjs.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ import pytest
 from filterdb.layers.detect import find_layers
 from filterdb.sources import Cache, fetch
 from filterdb.sources.formats import read_model
+from tests.peers import peer_arrays
 from tests.sources.formats.graph_references import RealFile
 
 if TYPE_CHECKING:
@@ -113,13 +113,7 @@ def test_graph_of_the_demonstration_model(get: Get) -> None:
 
 
 _KERAS = """
-import os, sys
-os.environ["CUDA_VISIBLE_DEVICES"] = ""
-import numpy as np
-try:
-    import tf_keras as keras
-except ImportError:
-    import keras
+import sys, keras, numpy as np
 model = keras.models.load_model(sys.argv[1], compile=False, safe_mode=True)
 found = {}
 def walk(layer, prefix):
@@ -137,27 +131,23 @@ np.savez(sys.argv[2], **found)
 
 
 @pytest.mark.slow
+@pytest.mark.peers
 @pytest.mark.parametrize("file", real_files("keras_h5"))
 def test_kernels_are_those_of_keras(file: RealFile, get: Get, tmp_path: Path) -> None:
-    python = os.environ.get("FILTERDB_KERAS_PYTHON")
-    if not python:
-        pytest.skip("FILTERDB_KERAS_PYTHON names no Python that has Keras")
     model = get(file)
     raw = read_model(model, "keras_h5")
     if not raw.has_edges:
         pytest.skip("a weights file: Keras needs the program that made it")
     whole = tmp_path / "model.h5"
     whole.symlink_to(model.path)
-    out = tmp_path / "kernels.npz"
-    subprocess.run([python, "-c", _KERAS, str(whole), str(out)], check=True, timeout=300)
+    kernels = peer_arrays("tensorflow", _KERAS, whole, out=tmp_path)
     nodes = {n.name: n for n in raw.nodes if n.conv is not None}
     tensors = {t.name: t for t in raw.tensors}
-    kernels = np.load(out)
-    assert len(kernels.files) == len(nodes)
-    for key in kernels.files:
+    assert len(kernels) == len(nodes)
+    for key, values in kernels.items():
         path, name = key.split("|")
         node = nodes.get(f"{path}.{name.removesuffix('_kernel')}") or nodes[path]
-        assert np.array_equal(tensors[node.weights["weight"]].load(), kernels[key])
+        assert np.array_equal(tensors[node.weights["weight"]].load(), values)
 
 
 _TFJS = """
