@@ -23,7 +23,35 @@ def seeds(folder: Path) -> list[Files]:
     pipeline = [(1, 1), _DESCRIBED, (202, [(1, [(1, 1), _DESCRIBED, (500, packed)])])]
     halves = [(1, 1), _DESCRIBED, (500, [_layer("c", "x", "y", 100, half)])]
     models: list[list[Field]] = [network, pipeline, halves]
-    return [*({"model.mlmodel": message(m)} for m in models), _program()]
+    return [*({"model.mlmodel": message(m)} for m in models), _program(), _compressed()]
+
+
+def _compressed() -> Files:
+    """Weights in fewer bits, as the operations of a program make them whole."""
+    bytes_ = _value(31, (2, 1, 4), 7, bytes(range(8)))
+    nibbles, ones = _value(35, (2, 1, 4), 7, bytes(range(4))), _value(37, (1, 1, 8), 7, b"\x05")
+    table, pair = _value(11, (4,), 1, floats(1, 2, 3, 4)), _value(11, (2,), 1, floats(1, 2))
+    shape, axis = _value(33, (3,), 2, bytes([1, 2, 16])), _value(23, (), 2, b"\0")
+    four = _value(11, (2, 1, 2), 1, floats(1, 2, 3, 4))
+    operations: list[Field] = []
+    for kind, given in (
+        ("affine_dequantize", {"quantized_data": bytes_, "scale": pair, "axis": axis}),
+        ("lut_to_dense", {"indices": bytes_, "lut": table, "shape": shape}),
+        ("blockwise_shift_scale", {"data": nibbles, "scale": four}),
+        ("sparse_to_dense", {"nonzero_data": pair, "mask": ones}),
+    ):
+        bound = [_bound(name, [(2, value)]) for name, value in given.items()]
+        operations.append((3, [(1, f"constexpr_{kind}"), *bound, (3, [(1, kind)])]))
+        weight = [_bound(n, [(1, v)]) for n, v in (("x", "x"), ("weight", kind))]
+        operations.append((3, [(1, "conv"), *weight, (3, [(1, f"y {kind}")])]))
+    function = [(2, "CoreML5"), (3, [(1, "CoreML5"), (2, operations)])]
+    program = (502, [(1, 1), (2, [(1, "main"), (2, function)])])
+    return {"model.mlmodel": message([(1, 8), _DESCRIBED, program])}
+
+
+def _value(element: int, shape: tuple[int, ...], field: int, data: bytes) -> list[Field]:
+    kind = [(1, element), (2, len(shape)), *((3, [(1, [(1, n)])]) for n in shape)]
+    return [(2, [(1, kind)]), (3, [(1, [(field, [(1, data)])])])]
 
 
 def _layer(name: str, into: str, out: str, kind: int, fields: list[Field]) -> Field:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import struct
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,27 @@ def seeds(folder: Path) -> list[Files]:
         {"model.pdmodel": program, "model.pdiparams": stored},
         {"__model__": program, "b": stored[: len(_stored((2,), floats(1, 2)))],
          "w": _stored((2, 1, 3, 3), floats(*range(18)))},
+        {"inference.json": _in_json(),
+         "inference.pdiparams": _stored((2, 1, 3), floats(*range(6)))},
     ]  # fmt: skip
+
+
+def _in_json() -> bytes:
+    kind = {"#": "0.t_dtensor", "D": [{"#": "0.t_f32"}, [2, 1, 3], "NCHW", [], 0]}
+    axes = {"N": "value", "AT": {"#": "0.a_array", "D": [{"#": "0.a_i64", "D": -2}]}}
+    strides = {"N": "strides", "AT": {"#": "0.a_array", "D": [{"D": 1}, {"D": 2}]}}
+    body: list[Any] = [{"#": "2.yield", "A": [], "I": [{"%": 5}], "O": []}]
+    operators: list[Any] = [
+        {"#": "p", "A": [0, 1, 1, "w"], "O": {"%": 1, "TT": kind}, "OA": [1, 0, 1]},
+        {"#": "1.full_int_array", "A": [axes], "I": [], "O": [{"%": 3}]},
+        {"#": "1.unsqueeze", "A": [], "I": [{"%": 1}, {"%": 3}], "O": [{"%": 4}]},
+        {"#": "1.conv2d", "A": [strides], "I": [{"%": 2}, {"%": 4}], "O": [{"%": 5}]},
+        {"#": "1.if", "A": [], "I": [{"%": 5}], "O": [{"%": 6}],
+         "regions": [{"blocks": [{"args": [], "ops": body}]}]},
+    ]  # fmt: skip
+    program = {"regions": [{"blocks": [{"args": [], "ops": operators}]}]}
+    document = {"base_code": {"magic": "pir", "version": 1}, "program": program}
+    return json.dumps(document).encode()
 
 
 def _variable(name: str, shape: tuple[int, ...], stored: bool) -> list[Field]:
