@@ -13,8 +13,8 @@
    ungrouped, with more weights than all convolutions before it together, and nothing but 1×1
    convolutions and linear layers behind it, of which the next reads exactly what it emits, so that
    its map is a single point (LeNet's last 5×5 kernels emit a map, which is pooled and flattened:
-   those are spatial); or one whose own name is fc, dense or linear and whose kernel is larger
-   than 1.
+   those are spatial; without a graph the next has to be a 1×1 convolution); or one whose own name
+   is fc, dense or linear and whose kernel is larger than 1.
 5. ``head``: with a graph, a convolution behind which there is neither another one nor a linear
    layer; without, the last one, where no linear layer follows it.
 6. ``downsample``: stride = kernel > 1, or a 1×1 kernel with a stride, or a name that holds
@@ -65,7 +65,8 @@ class Surroundings:
     weights_before
         Number of weights of all convolutions before it.
     read_whole
-        The next layer behind it reads exactly its output channels, nothing pooled in between.
+        The next layer behind it reads exactly its output channels, nothing pooled in between;
+        without a graph, a 1×1 convolution does.
     """
 
     first: tuple[bool, ...]
@@ -182,12 +183,18 @@ def surroundings_in_order(
         ),
         spatial_behind=tuple(i < last_spatial for i in range(n)),
         weights_before=_running(candidates),
-        read_whole=tuple(
-            c.out_channels
-            in next((_widths(m) for m in modules[c.module.position + 1 :] if _reads(m)), ())
-            for c in candidates
-        ),
+        read_whole=tuple(_is_before_pointwise(c, modules) for c in candidates),
     )
+
+
+def _is_before_pointwise(candidate: Candidate, modules: Sequence[Module]) -> bool:
+    """Whether a 1×1 convolution is next: a linear layer might read what was pooled to a point."""
+    behind = (m for m in modules[candidate.module.position + 1 :] if _reads(m))
+    after = next(behind, None)
+    if after is None or after.kind != "conv":
+        return False
+    shape = after.tensors["weight"].shape
+    return candidate.out_channels in shape and sum(n > 1 for n in shape) <= 2
 
 
 def _reads(module: Module) -> bool:

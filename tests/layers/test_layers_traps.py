@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 
 from filterdb.layers.detect import find_layers
+from filterdb.layers.raw import Node
 
 KERNELS = {
     "stem.conv.weight": (32, 3, 3, 3),
@@ -183,3 +184,20 @@ def test_a_depthwise_multiplier_is_told_by_the_norm_before_it(state_dict) -> Non
     widened = layers["stages.1.conv_dw"]
     assert (widened.groups, widened.in_channels, widened.out_channels) == (48, 48, 96)
     assert widened.weights().shape == (96, 1, 5, 5)
+
+
+def test_large_last_kernels_that_are_pooled_or_flattened_stay_spatial(
+    state_dict, graph, conv
+) -> None:
+    lenet = {"c1.weight": (6, 1, 5, 5), "c2.weight": (16, 6, 5, 5), "fc1.weight": (120, 256)}
+    assert [r.role for r in find_layers(state_dict(lenet)).layers] == ["stem", "spatial"]
+    shapes = {"c1.w": (6, 1, 5, 5), "c2.w": (16, 6, 5, 5), "fc.w": (10, 16)}
+    fc = Node("fc", "linear", ("p",), ("y",), {"weight": "fc.w"})
+    for between, role in (("MaxPool", "spatial"), ("Flatten", "fc_as_conv")):
+        nodes = [
+            conv("c1", "x"),
+            conv("c2", "c1"),
+            Node("p", "other", ("c2",), ("p",), source_op=between),
+            fc,
+        ]
+        assert [r.role for r in find_layers(graph(shapes, nodes)).layers] == ["stem", role]
