@@ -99,7 +99,7 @@ def scan_folder(
         raise UsageError(f"{root} is not a folder", tip="scan takes the folder of the checkpoints")
     found, unread = _look(root, progress)
     owned = {item.path.parent / part for item in found for part in item.companions}
-    models = [item for item in found if item.path not in owned]
+    models = _unowned(found)
     if not models:
         raise CatalogError(
             f"{root} holds no model file: {len(unread)} files were looked at",
@@ -123,6 +123,27 @@ def scan_folder(
     catalogue = Catalogue(**{**vars(catalogue), "sha256": written})
     rest = tuple(item for item in unread if root / item.path not in owned)
     return Scan(catalogue, rest)
+
+
+def _unowned(found: list[_Found]) -> list[_Found]:
+    """Leave out what belongs to another file."""
+    owners: dict[Path, list[_Found]] = {}
+    for item in found:
+        for part in item.companions:
+            owners.setdefault(item.path.parent / part, []).append(item)
+
+    def belongs(item: _Found, owner: _Found) -> bool:
+        if owner.path in {item.path.parent / part for part in item.companions}:
+            # Darknet's two halves name each other: the first stays.
+            return owner.path < item.path
+        # One configuration may go with several files of weights, and with its own.
+        return owner.format != item.format or not item.companions
+
+    return [
+        item
+        for item in found
+        if not any(belongs(item, owner) for owner in owners.get(item.path, []))
+    ]
 
 
 def _walk(root: Path) -> Iterator[Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import struct
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -113,3 +114,17 @@ def test_nothing_to_scan_is_said(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(CatalogError, match="no model file: 1 files"):
         scan_folder(tmp_path)
+
+
+def test_halves_that_name_each_other_are_one_model(tmp_path: Path) -> None:
+    """A Darknet configuration and its weights; weights of the same training make a second."""
+    cfg = "[net]\nwidth=8\nheight=8\nchannels=3\n[convolutional]\nfilters=2\nsize=1\n"
+    weights = struct.pack("<3iq", 0, 2, 5, 1) + bytes(4 * (2 + 6))
+    (tmp_path / "net.cfg").write_text(cfg)
+    (tmp_path / "net.weights").write_bytes(weights)
+    (only,) = scan_folder(tmp_path).catalogue.entries
+    assert (only.uri, only.companions) == ("file:net.cfg", ("net.weights",))
+    (tmp_path / "net_best.weights").write_bytes(weights)
+    first, second = scan_folder(tmp_path).catalogue.entries
+    assert (first.uri, second.uri) == ("file:net.cfg", "file:net_best.weights")
+    assert second.companions == ("net.cfg",)
