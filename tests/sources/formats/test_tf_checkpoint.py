@@ -169,7 +169,7 @@ def test_every_truncation_is_an_error(tmp_path: Path) -> None:
             read(file)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.data())
 def test_damage_is_an_error_or_nothing(tmp_path_factory: Any, data: st.DataObject) -> None:
     folder = tmp_path_factory.mktemp("damage", numbered=True)
