@@ -92,8 +92,9 @@ def test_grouped_by_the_width_of_the_input(tmp_path: Path) -> None:
 def test_values_of_constants(
     tmp_path: Path, values: Any, content: bytes | None, dtype: Any
 ) -> None:
-    file = frozen(tmp_path, [IMAGE, const("a", values, content, dtype=dtype)])
-    (tensor,) = read(file).tensors
+    other = const("b", numbers(2))
+    file = frozen(tmp_path, [IMAGE, const("a", values, content, dtype=dtype), other])
+    tensor, _ = read(file).tensors
     assert tensor.load().dtype == values.dtype
     assert np.array_equal(tensor.load(), values)
 
