@@ -228,6 +228,7 @@ class _Graph:
             return self.add_model(nested, inputs, here, f"{where}{name}/")
         self.spend(len(where) + len(name) + len(inputs))
         weights = self.index.of(here, inner=wrapped)
+        self.spend(len(weights))
         value = self._unique(f"{where}{name}")
         self.nodes += layer_nodes(
             value, kind, config if isinstance(config, Mapping) else {}, weights, tuple(inputs)

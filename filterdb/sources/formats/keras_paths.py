@@ -209,8 +209,9 @@ def _paired(
     for layer in layers:
         of_class.setdefault(snake_case(str(layer.get("class_name", ""))), []).append(layer)
     groups: dict[int, _Group | None] = {}
+    of_base = _numbered(container)
     for base, members in of_class.items():
-        numbered = _numbered(container, base)
+        numbered = of_base.get(base, {})
         if len(numbered) == len(members):
             groups.update(zip(map(id, members), (g for _, g in sorted(numbered.items())),
                               strict=True))  # fmt: skip
@@ -224,13 +225,14 @@ def _paired(
         yield layer, named if named is not None else groups[id(layer)]
 
 
-def _numbered(container: _Group, base: str) -> dict[int, _Group]:
-    found = {0: container.children[base]} if base in container.children else {}
-    pattern = re.compile(re.escape(base) + r"_(\d{1,9})")
+def _numbered(container: _Group) -> dict[str, dict[int, _Group]]:
+    """Sort groups by class and number; ``conv_1`` is a second conv or the first conv_1."""
+    found: dict[str, dict[int, _Group]] = {}
     for name, group in container.children.items():
-        match = pattern.fullmatch(name)
+        found.setdefault(name, {})[0] = group
+        match = re.fullmatch(r"(.*)_(\d{1,9})", name, re.DOTALL)
         if match:
-            found[int(match[1])] = group
+            found.setdefault(match[1], {}).setdefault(int(match[2]), group)
     return found
 
 
