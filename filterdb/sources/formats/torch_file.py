@@ -16,6 +16,7 @@ from filterdb.sources.formats.base import FormatReader, ModelFile
 from filterdb.sources.formats.file_view import map_file
 from filterdb.sources.formats.pickle_reader import Unpickled, read_pickle
 from filterdb.sources.formats.stored_array import FileBytes, StoredBytes
+from filterdb.sources.formats.torch_export import find_root, read_exported
 from filterdb.sources.formats.torch_groups import collect
 from filterdb.sources.formats.torch_model import notes_of, raw_model
 from filterdb.sources.formats.torch_tensors import StorageRef, TensorTable, storage_ref
@@ -48,7 +49,10 @@ def _sniff(head: bytes, file: ModelFile) -> bool:
     if not head.startswith(b"PK\3\4"):
         return False
     # torch.save writes NAME/data.pkl first; in TorchScript it may come last.
-    return b"/data.pkl" in head or b"/data.pkl" in _tail(file)
+    if b"/data.pkl" in head:
+        return True
+    tail = _tail(file)
+    return b"/data.pkl" in tail or (b"archive_format" in tail and b"models/" in tail)
 
 
 def _is_legacy(head: bytes) -> bool:
@@ -117,10 +121,13 @@ def _read_zip(path: Path, label: str, size: int) -> RawModel:
     roots = sorted(
         (name.removesuffix("data.pkl") for name in entries.members if _is_data(name)), key=len
     )
+    exported = None if roots else find_root(entries)
+    if exported is not None:
+        return read_exported(entries, exported)
     if not roots:
         raise UnsupportedFormatError(
             f"{label}: a zip file without torch's data.pkl",
-            tip="early TorchScript (model.json) and exported programs (.pt2) are not read",
+            tip="early TorchScript and programs exported before torch 2.8 are not read",
         )
     root = roots[0]
     order = entries.read(f"{root}byteorder") if f"{root}byteorder" in entries.members else b""
@@ -221,7 +228,7 @@ def _legacy_storages(
 READER = FormatReader(
     name="torch",
     title="PyTorch checkpoint",
-    suffixes=(".pt", ".pth", ".ckpt", ".tar", ".bin", ".jit", ".pts", ".t7", ".pkl"),
+    suffixes=(".pt", ".pth", ".ckpt", ".tar", ".bin", ".jit", ".pts", ".pt2", ".t7", ".pkl"),
     sniff=_sniff,
     read=_read,
 )

@@ -229,7 +229,7 @@ class TensorTable:
         if array is None:
             return None
         nbytes = array.source.size
-        skip = _unreadable(array.dtype)
+        skip = unreadable(array.dtype)
         return TensorSpec(array.shape, array.dtype, array, nbytes, skip=skip)
 
     def _dense(self, args: tuple[Any, ...], path: str, dtype: str | None = None) -> TensorSpec:
@@ -264,7 +264,7 @@ class TensorTable:
             array,
             count * (4 if element == "bfloat16" else itemsize),
             storage=(ref.key, first, shape, strides, element),
-            skip=_unreadable(element),
+            skip=unreadable(element),
         )
 
     def _sizes(self, value: Any, path: str) -> tuple[int, ...]:
@@ -338,7 +338,8 @@ def _no_values() -> AnyArray:
     raise MalformedFileError("a tensor without dense values was to be loaded")
 
 
-def _unreadable(dtype: str) -> tuple[SkipReason, str] | None:
+def unreadable(dtype: str) -> tuple[SkipReason, str] | None:
+    """Return why numbers of a type are left out, None where they are read."""
     return None if dtype in _READABLE else ("unsupported_dtype", dtype)
 
 
