@@ -27,11 +27,11 @@ from filterdb import errors
 from filterdb.errors import FetchError, MalformedFileError, SourceError
 
 #: Processor time: listing the largest file met so far takes a tenth of a second …
-CPU_SECONDS = 5
-#: … and copying one out of an archive takes a second for this many bytes, at worst.
+CPU_SECONDS = 2
+#: … and inflating a file or a data set takes a second for this many bytes, at worst.
 _SLOW_BYTES = 20 << 20
-#: A child that waits (for a slow disk) may take this many times as long.
-_PATIENCE = 20
+#: A child that waits (for a slow disk, for its turn) may take this many times as long.
+_PATIENCE = 30
 #: What a child may take beyond twice the bytes it reads.
 MEMORY_SLACK = 256 << 20
 _CHILD = """
@@ -190,7 +190,8 @@ def _exactly(stream: IO[bytes], n: int) -> bytes:
 
 
 def _seconds(task: Mapping[str, Any]) -> int:
-    return CPU_SECONDS + int(task.get("size", 0)) // _SLOW_BYTES
+    work = int(task.get("size", 0)) + int(task.get("bytes", 0))
+    return CPU_SECONDS + work // _SLOW_BYTES
 
 
 def _in_child(line: bytes, answers: IO[bytes]) -> int:
