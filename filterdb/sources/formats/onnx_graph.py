@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from filterdb.layers.raw import SPATIAL_LETTERS, ConvAttributes, Node, NodeOp, Tensor
+from filterdb.sources.formats.onnx_computed import RULES
 from filterdb.sources.formats.onnx_flatten import Flattener, Operation, sort_operations
 from filterdb.sources.formats.onnx_geometry import conv_attributes
 from filterdb.sources.formats.onnx_rules import DOMAINS, follow
@@ -217,10 +218,17 @@ class GraphTranslator:
             return None
         return self._constants.views.get(operation.inputs[place])
 
+    def _stored(self, view: View) -> View:
+        """Return what is listed of a weight that is no kernel: as stored, not as computed with."""
+        form = view.stored_form()
+        if any(step.kind in RULES for step in form.steps):
+            return View(view.base, self._flat.tensors[view.base].shape)
+        return form
+
     def _plain(self, operation: Operation) -> _Draft:
         op, places = _PLAIN[operation.op_type]
         roles = {
-            role: self._use(view.stored_form())
+            role: self._use(self._stored(view) if op != "batch_norm" else view.stored_form())
             for role, place in places.items()
             if (view := self._input(operation, place)) is not None
         }
@@ -251,8 +259,8 @@ class GraphTranslator:
             table = self._input(operation, 0)
             if table is None or len(table.shape) < 2 or not (real or view.scaled):
                 return _Draft(operation, "other", {})
-            return _Draft(operation, "embedding", {"weight": self._use(table.stored_form())})
-        return _Draft(operation, "linear", {"weight": self._use(view.stored_form())})
+            return _Draft(operation, "embedding", {"weight": self._use(self._stored(table))})
+        return _Draft(operation, "linear", {"weight": self._use(self._stored(view))})
 
     def _convolution(self, operation: Operation) -> _Draft:
         op: NodeOp = "conv_transpose" if operation.op_type in _TRANSPOSED else "conv"

@@ -22,6 +22,7 @@ from tests.sources.formats.onnx_files import (
     convolutions,
     model_of,
     read,
+    tensor,
     weight,
 )
 
@@ -258,6 +259,20 @@ def test_a_constant_may_not_grow_on_the_way(tmp_path: Path, kind: str) -> None:
     raw = read(tmp_path, model_of(nodes, stored))
     with pytest.raises(UnsafeCheckpointError, match="would take"):
         weight(raw, convolutions(raw)[0]).load()
+
+
+def test_a_matrix_the_graph_reorders_is_listed_as_stored(tmp_path: Path) -> None:
+    w = RNG.standard_normal((6, 4)).astype(np.float32)
+    nodes = [
+        helper.make_node("Slice", ["w", "a", "b"], ["top"]),
+        helper.make_node("Slice", ["w", "b", "c"], ["rest"]),
+        helper.make_node("Concat", ["rest", "top"], ["turned"], axis=0),
+        helper.make_node("MatMul", ["x", "turned"], ["y"]),
+    ]
+    raw = read(tmp_path, model_of(nodes, [array(w, "w"), array([0], "a"), array([2], "b"),
+                                          array([6], "c")]))  # fmt: skip
+    np.testing.assert_array_equal(tensor(raw, "w").load(), w)
+    assert [(node.op, dict(node.weights)) for node in raw.nodes] == [("linear", {"weight": "w"})]
 
 
 def test_pieces_of_one_tensor_are_not_tied(tmp_path: Path) -> None:
