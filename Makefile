@@ -5,13 +5,14 @@ DEMO ?= demo
 PY := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check slow peers format clean
+.PHONY: help demo test check slow peers fuzz format clean
 
 help:
 	@echo "make demo    fetch real models, extract, analyse, write the report to $(DEMO)/report/index.html"
 	@echo "make test    run the tests"
 	@echo "make check   ruff, mypy --strict, import rules"
 	@echo "make peers   the readers against the frameworks that wrote the files, each in an environment of its own"
+	@echo "make fuzz    damaged files against every reader, guided by coverage (RUNS=100000, FORMAT=onnx)"
 	@echo "make slow    the tests that need minutes (kill -9 in random places, every demo model)"
 
 # pip only brings uv, into a folder of its own: this works without the venv module and on systems
@@ -42,6 +43,15 @@ PEERS := $(patsubst tests/peers/%.txt,.peers/%/.ready,$(wildcard tests/peers/*.t
 
 peers: $(VENV)/.ready $(PEERS)
 	$(PY) -m pytest -q -m peers
+
+# What guides the fuzzing has wheels for few systems, so only this command installs it.
+$(VENV)/.fuzz: tests/fuzz/requirements.txt | $(VENV)/.ready
+	PYTHONPATH=$(VENV)/uv $(PYTHON) -m uv pip install --quiet --python $(PY) -r $<
+	touch $@
+
+RUNS ?= 100000
+fuzz: $(VENV)/.fuzz
+	$(PY) -m tests.fuzz.campaign --runs $(RUNS) $(addprefix --format ,$(FORMAT))
 
 check: $(VENV)/.ready
 	$(VENV)/bin/ruff check filterdb pipelines tests

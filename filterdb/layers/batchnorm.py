@@ -87,7 +87,8 @@ class Affine:
     def _vector(self, tensor: Tensor | None, fill: float) -> FloatArray:
         if tensor is None:
             return np.full(self.channels, fill)
-        values = np.asarray(tensor.load(), dtype=np.float64).reshape(-1)
+        with np.errstate(invalid="ignore"):  # some NaNs say so when they are widened
+            values = np.asarray(tensor.load(), dtype=np.float64).reshape(-1)
         if values.size != self.channels:
             raise LayerError(
                 f"{self.name}: {tensor.name} holds {values.size} values for "
