@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 _FULLY_CONNECTED = re.compile(r"^(fc|dense|linear|fully_?connected)_?\d*$", re.I)
 _POOLED = re.compile(r"pool|reduce|mean", re.I)
+_WRAPPER = re.compile(r"^(\d*|c|conv(2d)?)$", re.I)
 _PATCH = re.compile(r"patch|stem|embed|(^|\.)downsample_layers\.0", re.I)
 _SHORTCUTS = frozenset({"downsample", "shortcut", "downsampling", "downsampler"})
 #: Channels of an image, at most; and of anything else that is fed to a network's first layer.
@@ -290,7 +291,9 @@ def _is_downsample(candidate: Candidate) -> bool:
     if candidate.op != "conv":
         return False
     kernel, stride = candidate.kernel, candidate.stride
-    named = bool(_SHORTCUTS & set(tokens(candidate.module.name)))
+    # Its own name or its parent's: a whole block may be called so (RepViT).
+    parts = [p for p in re.split(r"[./]", candidate.module.name) if not _WRAPPER.match(p)]
+    named = any(_SHORTCUTS & set(tokens(p)) for p in parts[-2:])
     if stride is None:
         return named
     if max(stride) == 1:
