@@ -77,6 +77,13 @@ class ProgramTranslator:
             for name in _all(operator.outputs):
                 written[name] = written.get(name, 0) + 1
         self._written = written
+        #: Value → the operator that scales it back, where weights are left as integers.
+        self._rescaled = {
+            value: operator
+            for operator in operators
+            if operator.kind in ("fake_dequantize_max_abs", "fake_channel_wise_dequantize_max_abs")
+            and (value := operator.first("X")) is not None
+        }
         for operator in operators:
             self._operator(operator)
 
@@ -162,7 +169,7 @@ class ProgramTranslator:
     def _convolution(self, operator: Operator) -> None:
         rank, transposed = _CONVOLUTIONS[operator.kind]
         name = operator.first("Filter")
-        kernel = self._kernel(name)
+        kernel = self._scaled_later(operator, self._kernel(name))
         weights = self._weights(operator, {"bias": "Bias"})
         axes = rank
         if kernel is not None:
@@ -184,6 +191,29 @@ class ProgramTranslator:
             attributes=attributes,
             dynamic=name if kernel is None else None,
         )
+
+    def _scaled_later(self, operator: Operator, kernel: _Kernel | None) -> _Kernel | None:
+        """Scale a kernel of integers (however stored) as its convolution's result is scaled."""
+        outputs = operator.outputs.get("Output", ())
+        later = self._rescaled.get(outputs[0]) if outputs else None
+        if later is None or kernel is None or kernel.constant.scaled:
+            return kernel
+        constant = kernel.constant
+        largest = later.real("max_range")
+        step: Constant | None = None
+        if later.kind == "fake_dequantize_max_abs":
+            # (127 / scale) · 127, the second for the activation's eight bits.
+            step = number(127 / largest) if largest is not None and largest > 0 else None
+        else:
+            scales = self._views.get(later.first("Scales") or "")
+            bits = (*later.integers("quant_bits"), 8)[0]
+            axis = later.integer("quant_axis", 0)
+            if scales is not None and 2 <= bits <= 16 and 0 <= axis < len(constant.shape):
+                wide = [scales.size if i == axis else 1 for i in range(len(constant.shape))]
+                shaped = scales.reshaped(tuple(wide))
+                step = shaped and shaped.combined("divide", number((1 << (bits - 1)) - 1))
+        scaled = constant.combined("multiply", step) if step is not None else None
+        return kernel if scaled is None else _Kernel(scaled, kernel.one_axis)
 
     def _kernel(self, name: str | None) -> _Kernel | None:
         constant = self._views.get(name or "")

@@ -73,6 +73,18 @@ np.savez(target, **found)
 #: The same in the form of version 3: a program as JSON.
 PADDLE_JSON = PADDLE.replace('"FLAGS_enable_pir_api"] = "0"', '"FLAGS_enable_pir_api"] = "1"')
 
+PADDLE_STATE = """
+import sys
+import numpy as np
+import paddle
+
+layers = paddle.nn.Sequential(
+    paddle.nn.Conv2D(3, 4, (2, 3)), paddle.nn.BatchNorm2D(4), paddle.nn.Conv1D(4, 2, 5)
+)
+paddle.save(layers.state_dict(), sys.argv[1])
+np.savez(sys.argv[2], **{name: value.numpy() for name, value in layers.state_dict().items()})
+"""
+
 OPENVINO = (
     _CASES
     + """

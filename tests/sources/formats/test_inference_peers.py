@@ -145,6 +145,17 @@ def test_orientation_is_that_of_core_ml(
     assert layer.groups == {"grouped": 2, "transposed_groups": 2, "depthwise": 4}.get(case, 1)
 
 
+def test_state_dicts_of_paddle_are_read_and_never_unpickled(tmp_path: Path) -> None:
+    path = tmp_path / "model.pdparams"
+    arrays = peer_arrays("inference", writers.PADDLE_STATE, path, out=tmp_path)
+    raw = read_model(ModelFile(path))
+    tensors = {t.name: t for t in raw.tensors}
+    assert tensors.keys() == arrays.keys()
+    for name, expected in arrays.items():
+        np.testing.assert_array_equal(tensors[name].load(), expected)
+    assert [la.kernel for la in find_layers(raw).layers] == [(2, 3), (5,)]
+
+
 def test_packed_weights_are_those_openvino_computes(tmp_path: Path) -> None:
     arrays = written(writers.OPENVINO_PACKED, tmp_path)
     assert len(arrays) == 14

@@ -100,6 +100,31 @@ def test_batch_norm_and_scales_follow_the_graph(tmp_path: Path) -> None:
     np.testing.assert_allclose(layer.read_batch_norm().scale, vector / np.sqrt(vector + 0.25))
 
 
+@pytest.mark.parametrize("whole", [np.int8, np.float32])
+def test_kernels_left_as_integers_are_scaled_as_their_results_are(
+    whole: Any, tmp_path: Path
+) -> None:
+    codes = (np.arange(18) - 9).astype(whole).reshape(2, 1, 3, 3)
+    parameters: dict[str, Any] = {
+        "w": codes, "v": codes, "scales": np.array([1.27, 2.54], np.float32),
+        "act": np.array([3], np.float32),
+    }  # fmt: skip
+    channels = paddle_operator(
+        "fake_channel_wise_dequantize_max_abs", {"X": "c", "Scales": "scales"}, {"Out": "d"},
+        quant_bits=[8, 8], quant_axis=0,
+    )  # fmt: skip
+    # A scale of 0.254 for the weights: (127 / 0.254) · 127.
+    tensor = paddle_operator(
+        "fake_dequantize_max_abs", {"X": "e", "Scale": "act"}, {"Out": "f"}, max_range=63500.0
+    )
+    operators = [conv("w", "x", "c"), channels, conv("v", "d", "e"), tensor]
+    found = find_layers(read_model(model(tmp_path, parameters, operators))).layers
+    expected = codes * np.array([0.01, 0.02], np.float32).reshape(2, 1, 1, 1)
+    np.testing.assert_allclose(found[0].weights(), expected, rtol=1e-6)
+    np.testing.assert_allclose(found[1].weights(), codes * np.float32(0.002), rtol=1e-6)
+    assert all(la.quantised for la in found)
+
+
 def test_blocks_run_once_and_loops_of_blocks_end(tmp_path: Path) -> None:
     inner = [conv("w", "x", "c"), paddle_operator("while", {}, {}, sub_block=1)]
     outer = [paddle_operator("while", {"X": "x"}, {"Out": "y"}, sub_block=1)]
