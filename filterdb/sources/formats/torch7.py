@@ -55,15 +55,14 @@ def sniff(head: bytes, _file: ModelFile) -> bool:
     if len(head) < 16:
         return False
     kind, index, size, next_kind = struct.unpack_from("<4i", head)
-    if index < 0 or index > 1 << 20:
+    if index != 1:
+        # Objects are counted from 1, and the file's own is the first.
         return False
     if kind == _TORCH:
         # Files older than versions begin with the class itself.
         named = 0 < size < 64 and head[12:16] in (b"torc", b"nn.S", b"nn.C", b"nn.P", b"nn.g")
         return named or (size == 3 and head[12:14] == b"V ")
-    return bool(
-        kind == _TABLE and 0 <= size < 1 << 22 and (size == 0 or 1 <= next_kind <= _RECURSIVE)
-    )
+    return bool(kind == _TABLE and 0 < size < 1 << 22 and 1 <= next_kind <= _RECURSIVE)
 
 
 def _is_text(head: bytes) -> bool:
