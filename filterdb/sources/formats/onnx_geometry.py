@@ -10,6 +10,31 @@ if TYPE_CHECKING:
     from filterdb.sources.formats.onnx_flatten import Operation
 
 
+#: Deformable convolutions of MMCV, from before ONNX had its own: positions of weight and bias.
+MMCV_CONV = {"MMCVDeformConv2d": (2, -1), "MMCVModulatedDeformConv2d": (3, 4)}
+
+
+def mmcv_attributes(operation: Operation, layout: str | None) -> ConvAttributes:
+    """Translate the attributes of MMCV's operators, which have names of their own.
+
+    Parameters
+    ----------
+    operation
+        One of :data:`MMCV_CONV`.
+    layout
+        Axis letters of its weight.
+
+    Returns
+    -------
+    ConvAttributes
+        None for what is not stated once per axis.
+    """
+    stated = {name: operation.integers(name) for name in ("stride", "dilation", "padding")}
+    pairs = {name: n if n and len(n) == 2 else None for name, n in stated.items()}
+    groups = int(operation.number("groups", 1))
+    return ConvAttributes(layout, groups, pairs["stride"], pairs["dilation"], pairs["padding"])
+
+
 def conv_attributes(operation: Operation, rank: int, layout: str | None) -> ConvAttributes:
     """Translate strides, dilations, pads and groups.
 

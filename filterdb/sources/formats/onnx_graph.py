@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING
 from filterdb.layers.raw import SPATIAL_LETTERS, ConvAttributes, Node, NodeOp, Tensor
 from filterdb.sources.formats.onnx_computed import RULES
 from filterdb.sources.formats.onnx_flatten import Flattener, Operation, sort_operations
-from filterdb.sources.formats.onnx_geometry import conv_attributes
+from filterdb.sources.formats.onnx_geometry import (
+    MMCV_CONV,
+    conv_attributes,
+    mmcv_attributes,
+)
 from filterdb.sources.formats.onnx_rules import DOMAINS, follow
 from filterdb.sources.formats.onnx_values import element_type
 from filterdb.sources.formats.onnx_views import Step, View
@@ -197,6 +201,8 @@ class GraphTranslator:
 
     def _draft(self, operation: Operation) -> _Draft:
         kind = operation.op_type
+        if kind in MMCV_CONV:
+            return self._mmcv(operation, *MMCV_CONV[kind])
         if operation.domain not in DOMAINS:
             # Other domains reuse names: onnxruntime's nchwc.Conv has its weights in blocks.
             weight = self._input(operation, 1) if kind == "Conv" else None
@@ -269,6 +275,15 @@ class GraphTranslator:
         if bias is not None:
             roles["bias"] = self._use(bias.stored_form())
         return self._with_weight(operation, op, self._input(operation, 1), roles, place=1)
+
+    def _mmcv(self, operation: Operation, place: int, bias_place: int) -> _Draft:
+        bias = self._input(operation, bias_place) if bias_place > 0 else None
+        roles = {} if bias is None else {"bias": self._use(bias.stored_form())}
+        draft = self._with_weight(
+            operation, "conv", self._input(operation, place), roles, place=place
+        )
+        layout = None if draft.conv is None else draft.conv.layout
+        return replace(draft, conv=mmcv_attributes(operation, layout))
 
     def _with_weight(
         self,

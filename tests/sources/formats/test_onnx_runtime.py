@@ -132,6 +132,22 @@ def test_causal_and_dynamically_padded_convolutions(tmp_path: Path) -> None:
     assert (found.op, dict(found.weights)) == ("conv_transpose", {"weight": "w", "bias": "b"})
 
 
+@pytest.mark.parametrize("modulated", [False, True])
+def test_deformable_convolutions_of_mmcv(tmp_path: Path, modulated: bool) -> None:
+    w = RNG.standard_normal((4, 3, 3, 1)).astype(np.float32)
+    kind, inputs = "MMCVDeformConv2d", ["x", "o", "w"]
+    if modulated:
+        kind, inputs = "MMCVModulatedDeformConv2d", ["x", "o", "m", "w", "b"]
+    node = helper.make_node(kind, inputs, ["y"], domain="mmdeploy", stride=[2, 1],
+                            padding=[1, 0], dilation=[1, 1], groups=2)  # fmt: skip
+    stored = [array(w, "w"), array(np.zeros(4, np.float32), "b")]
+    (found,) = convolutions(read(tmp_path, model_of([node], stored)))
+    assert dict(found.weights) == {"weight": "w", **({"bias": "b"} if modulated else {})}
+    assert found.conv is not None
+    assert (found.conv.layout, found.conv.groups) == ("OIHW", 2)
+    assert (found.conv.stride, found.conv.padding) == ((2, 1), (1, 0))
+
+
 def through(w: Array, scale: Array, zero: Array, axis: int) -> Array:
     """The runtime's own DequantizeLinear."""
     node = helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"], axis=axis)
