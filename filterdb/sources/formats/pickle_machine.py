@@ -19,7 +19,7 @@ MAX_MARKS = 10_000
 MAX_NAME_BYTES = 4096
 #: Objects may take as many bytes as the pickle itself and this many more. What is made of them
 #: afterwards takes as much again, and all of it stays below 2 · size + 256 MB.
-OBJECT_SLACK = 112 * 1024 * 1024
+OBJECT_SLACK = 96 * 1024 * 1024
 _MAX_LINE = 1 << 20
 #: A name met for the first time: its object, its place in two tables.
 _GLOBAL_BYTES = 480

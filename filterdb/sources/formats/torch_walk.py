@@ -31,7 +31,7 @@ _MOST_USES = 6
 #: Bytes of memory one tensor, one module, one attribute to be looked at later take …
 _TENSOR_BYTES, _NODE_BYTES, _LATER_BYTES = 900, 900, 120
 #: … and what they may take besides as many bytes as the file has.
-_MEMORY_SLACK = 96 * 1024 * 1024
+_MEMORY_SLACK = 80 * 1024 * 1024
 _SKIP_ATTRIBUTES = frozenset(("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"))
 _ATTRIBUTE: Skip = ("buffer", "an attribute of a module, not in its state dict")
 _NOT_PERSISTENT: Skip = ("buffer", "registered as not persistent")

@@ -16,8 +16,10 @@ from filterdb.errors import SourceError
 if TYPE_CHECKING:
     from filterdb.sources.formats.zip_entries import ZipEntries
 
-#: A YOLOv8's 300 files hold 40,000 tokens; each becomes about 250 bytes.
-MAX_TOKENS = 400_000
+#: Bytes Python's parser makes of a token, and of a line besides …
+_TOKEN_BYTES, _LINE_BYTES = 720, 1200
+#: … and the most it may make of all code. A YOLOv8's 38,000 tokens in 300 files take 32 MB.
+MAX_CODE_MEMORY = 80 * 1024 * 1024
 MAX_CODE_BYTES = 8 * 1024 * 1024
 #: Brackets, operators and dots around one another; real code stays below 60.
 MAX_NESTING = 200
@@ -45,14 +47,14 @@ def scan(text: str) -> int:
     Returns
     -------
     int
-        How many tokens it has.
+        Bytes of memory it takes once parsed, at most.
 
     Raises
     ------
     CodeError
         It holds what TorchScript's printer never writes, or nests absurdly deep.
     """
-    position, count, branches = 0, 0, 0
+    position, memory, branches = 0, 0, 0
     # How many operators stand in each open bracket since its last comma: none nests deeper.
     chains = [0]
     while position < len(text):
@@ -61,7 +63,8 @@ def scan(text: str) -> int:
             raise CodeError(f"a character that TorchScript does not write, at {position}")
         kind, word = match.lastgroup, match.group()
         position = match.end()
-        count += kind not in ("space", "line")
+        if kind != "space":
+            memory += _LINE_BYTES if kind == "line" else _TOKEN_BYTES
         if kind == "open":
             chains.append(0)
         elif kind == "close":
@@ -81,9 +84,9 @@ def scan(text: str) -> int:
             raise CodeError("strings without anything between them")
         if len(chains) + sum(chains) > MAX_NESTING or branches > _MAX_BRANCHES:
             raise CodeError("expressions nested absurdly deep")
-        if count > MAX_TOKENS:
+        if memory > MAX_CODE_MEMORY:
             raise CodeError("more code than any network has")
-    return count
+    return memory
 
 
 class Code:
@@ -101,7 +104,7 @@ class Code:
         self._entries = entries
         self._folder = f"{root}code/"
         self._files: dict[str, dict[str, ast.ClassDef | ast.FunctionDef]] = {}
-        self._tokens = 0
+        self._memory = 0
         self._bytes = 0
 
     def find(self, name: str) -> ast.ClassDef | ast.FunctionDef | None:
@@ -139,8 +142,8 @@ class Code:
             text = self._entries.read(member).decode("utf-8")
         except (SourceError, UnicodeDecodeError) as error:
             raise CodeError(f"{member} cannot be read: {error}") from error
-        self._tokens += scan(text)
-        if self._tokens > MAX_TOKENS:
+        self._memory += scan(text)
+        if self._memory > MAX_CODE_MEMORY:
             raise CodeError("more code than any network has")
         try:
             tree = ast.parse(text)

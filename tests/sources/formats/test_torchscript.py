@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import tracemalloc
 import warnings
 import zipfile
 from typing import TYPE_CHECKING, Any
@@ -12,7 +14,7 @@ import pytest
 from filterdb.errors import SourceError
 from filterdb.layers.detect import find_layers
 from filterdb.sources.formats import ModelFile, read_model
-from filterdb.sources.formats.torchscript_code import CodeError, scan
+from filterdb.sources.formats.torchscript_code import MAX_CODE_MEMORY, CodeError, scan
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -310,6 +312,22 @@ def test_damaged_code_is_left_aside_and_damaged_weights_are_an_error(tmp_path: P
         except SourceError:
             continue
         assert [t.shape for t in raw.tensors if len(t.shape) > 1] in ([], [(2, 2, 3, 3)])
+
+
+@pytest.mark.parametrize(
+    "line", ["    x\n", "    x.y\n", "    x = y\n", "    x = [" + "x, " * 50 + "]\n"]
+)
+def test_parsed_code_takes_no_more_memory_than_the_scanner_says(line: str) -> None:
+    text = _HEAD.decode() + line * (6000 // len(line.split()))
+    tracemalloc.start()
+    try:
+        ast.parse(text)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < scan(text)
+    with pytest.raises(CodeError, match="more code"):
+        scan(text * (MAX_CODE_MEMORY // scan(text) + 2))
 
 
 def test_the_scanner_takes_what_the_printer_writes() -> None:
