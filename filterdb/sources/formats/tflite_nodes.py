@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
-from filterdb.layers.raw import ConvAttributes, Node
+from filterdb.layers.raw import SPATIAL_LETTERS, ConvAttributes, Node
 from filterdb.sources.formats.tflite_calls import find_calls
 from filterdb.sources.formats.tflite_values import is_quantised
 
@@ -31,6 +31,7 @@ _OPERATORS: Mapping[str, tuple[NodeOp, Mapping[str, int]]] = {
     "CONV_3D": ("conv", {"weight": 1, "bias": 2}),
     "TRANSPOSE_CONV": ("conv_transpose", {"weight": 1, "bias": 3}),
     "CONV_3D_TRANSPOSE": ("conv_transpose", {"weight": 1, "bias": 3}),
+    "STABLEHLO_CONVOLUTION": ("conv", {"weight": 1}),
     "custom:Convolution2DTransposeBias": ("conv_transpose", {"weight": 1, "bias": 2}),
     "FULLY_CONNECTED": ("linear", {"weight": 1, "bias": 2}),
     "BATCH_MATMUL": ("linear", {"weight": 1}),
@@ -224,7 +225,7 @@ class _Translator:
             return "linear", {f"weight_{i}": name for i, name in enumerate(named)}
         if kind in ("MUL", "ADD"):
             return self._elementwise(operator)
-        if kind not in _OPERATORS:
+        if kind not in _OPERATORS or _turned(operator):
             return ("identity" if kind in _IDENTITY else "other"), {}
         op, places = _OPERATORS[kind]
         weights: dict[str, str] = {}
@@ -257,6 +258,8 @@ class _Translator:
         weight = self._source(operator, 1)
         if operator.kind.startswith("custom:"):
             return _custom_geometry(operator.custom_options)
+        if operator.kind == "STABLEHLO_CONVOLUTION":
+            return _stablehlo_geometry(operator.options)
         layout, strides, dilations = _GEOMETRY[operator.kind]
         options = operator.options
         return ConvAttributes(
@@ -299,6 +302,38 @@ def _extents(options: Table | None, fields: tuple[int, ...]) -> tuple[int, ...]:
 def _padding(code: int, rank: int) -> tuple[int, ...] | None:
     # 0 is SAME, which depends on the input's extent; 1 is VALID.
     return (0,) * rank if code == 1 else None
+
+
+def _turned(operator: OperatorRecord) -> bool:
+    """Whether a convolution runs its kernel backwards, as gradients do."""
+    options = operator.options
+    if operator.kind != "STABLEHLO_CONVOLUTION" or options is None:
+        return False
+    return bool(options.array(4, "u1").any())
+
+
+def _stablehlo_geometry(options: Table | None) -> ConvAttributes:
+    """StableHLO's convolution says itself which axis of the kernel is which."""
+    if options is None:
+        return ConvAttributes()
+    places = [int(n) for n in options.numbers(10, "i8")]
+    rank = len(places)
+    letters = dict(zip(places, SPATIAL_LETTERS.get(rank, ""), strict=False))
+    letters[options.integer(8, "i8")] = "I"
+    letters[options.integer(9, "i8")] = "O"
+    layout = None
+    if rank in SPATIAL_LETTERS and sorted(letters) == list(range(rank + 2)):
+        layout = "".join(letters[i] for i in range(rank + 2))
+    pads = tuple(int(n) for n in options.numbers(1, "i8")) or (0,) * (2 * rank)
+    begin, end = pads[0::2], pads[1::2]
+    ones = (1,) * rank
+    return ConvAttributes(
+        layout=layout,
+        groups=options.integer(14, "i8") or 1,
+        stride=tuple(int(n) for n in options.numbers(0, "i8")) or ones,
+        dilation=tuple(int(n) for n in options.numbers(3, "i8")) or ones,
+        padding=begin if begin == end else begin + end,
+    )
 
 
 def _custom_geometry(options: bytes) -> ConvAttributes:

@@ -133,6 +133,32 @@ def test_orientation_of_conv_3d(tmp_path: Path) -> None:
                     assert seen[z, row, column, out] == expected
 
 
+@pytest.mark.parametrize(("axes", "layout"), [((0, 1, 2, 3), "HWIO"), ((1, 2, 3, 0), "OHWI")])
+def test_orientation_of_stablehlo_convolution(
+    tmp_path: Path, axes: tuple[int, ...], layout: str
+) -> None:
+    """Spatial axes, then input and output features, wherever the options say they lie."""
+    kernel = np.arange(48, dtype="<f4").reshape(2, 3, 2, 4)
+    stored = np.moveaxis(kernel, (0, 1, 2, 3), axes)
+    builder = ModelBuilder()
+    x = builder.tensor("x", (1, 5, 5, 4))
+    w = builder.tensor("w", stored.shape, FLOAT, np.ascontiguousarray(stored))
+    y = builder.tensor("y", (1, 4, 3, 4))
+    builder.operator(171, [x, w], [y])
+    builder.operators[0].update({
+        11: i8(4),
+        12: {0: np.array([2, 1], "<i8"), 1: np.array([1, 0, 2, 2], "<i8"),
+             10: np.array(axes[:2], "<i8"), 8: u64(axes[2]), 9: u64(axes[3]), 14: u64(2)},
+    })  # fmt: skip
+    raw = read(tmp_path, single(builder, x, y))
+    (node,) = raw.nodes
+    assert node.conv is not None
+    assert (node.conv.layout, node.conv.groups, node.conv.stride) == (layout, 2, (2, 1))
+    assert node.conv.padding == (1, 2, 0, 2)
+    (layer,) = find_layers(raw).layers
+    np.testing.assert_array_equal(layer.weights(), kernel.transpose(3, 2, 0, 1))
+
+
 # Subgraphs ---------------------------------------------------------------------------------------
 
 
