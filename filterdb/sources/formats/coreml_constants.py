@@ -11,12 +11,15 @@ import numpy as np
 from filterdb.errors import MalformedFileError
 from filterdb.sources.formats.coreml_values import Numbers, blob_range, n_bytes, unpack_bits
 from filterdb.sources.formats.file_view import check_expansion, check_shape
-from filterdb.sources.formats.graph_constants import Constant, Load, Refusal
+from filterdb.sources.formats.graph_constants import Constant, Load, Refusal, look_up
 
 if TYPE_CHECKING:
     from filterdb.sources.formats.base import ModelFile
     from filterdb.sources.formats.coreml_mil import Value
     from filterdb.types import AnyArray, Shape, SkipReason
+
+#: Numbers looked up at a time.
+_BLOCK = 1 << 20
 
 
 def stored_constant(file: ModelFile, size: int, name: str, value: Value) -> Constant:
@@ -103,22 +106,6 @@ class Shaped:
 
 
 @dataclass(frozen=True, slots=True)
-class Blocks:
-    """Scales spread over the blocks they stand for."""
-
-    source: Load
-    shape: Shape
-
-    def __call__(self) -> AnyArray:
-        """Load them."""
-        values = self.source().astype(np.float32)
-        for axis, extent in enumerate(self.shape):
-            if values.shape[axis] not in (1, extent):
-                values = np.repeat(values, extent // values.shape[axis], axis=axis)
-        return values
-
-
-@dataclass(frozen=True, slots=True)
 class Palette:
     """Places in tables of numbers, or of short vectors (iOS 18, ``constexpr_lut_to_dense``).
 
@@ -148,17 +135,29 @@ class Palette:
             raise MalformedFileError(
                 f"places of shape {places.shape} do not fit tables of shape {tables.shape}"
             )
+        if places.size * tables.shape[-1] != math.prod(self.shape):
+            raise MalformedFileError(
+                f"{places.size} places in tables of {tables.shape[-1]} for {list(self.shape)}"
+            )
+        if tables.size == tables.shape[-2]:
+            return look_up(tables.reshape(-1), places).reshape(self.shape)
         index = [
             (np.arange(extent) // max(1, extent // tables.shape[axis])).reshape(
                 [-1 if i == axis else 1 for i in range(rank)]
             )
             for axis, extent in enumerate(places.shape)
         ]
-        found = tables[(*index, places)]
-        moved = np.moveaxis(found, -1, self.axis + 1) if found.shape[-1] > 1 else found
-        if moved.size != math.prod(self.shape):
-            raise MalformedFileError(f"{moved.size} numbers for a shape of {list(self.shape)}")
-        return np.ascontiguousarray(moved).reshape(self.shape)
+        values = np.empty(math.prod(self.shape), tables.dtype)
+        rows = max(1, _BLOCK // max(1, math.prod(places.shape[1:])))
+        position = 0
+        for start in range(0, len(places), rows):
+            here = slice(start, start + rows)
+            found = tables[(index[0][here], *index[1:], places[here])]
+            # Vectors lie along one axis, behind the place they stand for.
+            block = np.moveaxis(found, -1, self.axis + 1).reshape(-1)
+            values[position : position + block.size] = block
+            position += block.size
+        return values.reshape(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,9 +176,7 @@ class PackedPalette:
             raise MalformedFileError(f"a table of {table.size} numbers for places of a byte")
         raw = self.places().astype(np.uint8, copy=False).reshape(-1)
         codes = unpack_bits(raw, math.prod(self.shape), bits, low_first=True)
-        if codes.size and int(codes.max()) >= table.size:
-            raise MalformedFileError(f"place {int(codes.max())} in a table of {table.size} numbers")
-        return np.asarray(table[codes]).reshape(self.shape)
+        return look_up(table, codes).reshape(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,11 +196,12 @@ class Sparse:
         if self.packed:
             mask = unpack_bits(mask.astype(np.uint8, copy=False), count, 1, low_first=True)
         numbers = self.numbers().reshape(-1)
-        places = np.flatnonzero(mask)
-        if mask.size != count or places.size != numbers.size:
+        chosen = mask != 0
+        n_chosen = int(np.count_nonzero(chosen))
+        if mask.size != count or n_chosen != numbers.size:
             raise MalformedFileError(
-                f"{numbers.size} numbers for {places.size} places among {mask.size} of {count}"
+                f"{numbers.size} numbers for {n_chosen} places among {mask.size} of {count}"
             )
         values = np.zeros(count, numbers.dtype)
-        values[places] = numbers
+        values[chosen] = numbers
         return values.reshape(self.shape)

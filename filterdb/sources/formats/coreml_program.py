@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from filterdb.layers.raw import SPATIAL_LETTERS, ConvAttributes, Node, NodeOp
 from filterdb.sources.formats.constant_pool import ConstantPool, unique_name
 from filterdb.sources.formats.coreml_constants import (
-    Blocks,
     PackedPalette,
     Palette,
     Sparse,
@@ -211,21 +210,23 @@ class ProgramTranslator:
         return source
 
     def _blockwise(self, operation: Operation) -> Constant | None:
-        source = self._constant(operation, "data")
-        if source is None:
+        stored = self._constant(operation, "data")
+        scale = self._constant(operation, "scale")
+        if stored is None or scale is None or not _divides(scale.shape, stored.shape):
             return None
+        # Each axis becomes two: blocks, and what lies within one.
+        pairs = [(n, m // n) for n, m in zip(scale.shape, stored.shape, strict=True)]
+        source = stored.reshaped(tuple(n for pair in pairs for n in pair))
         for parameter, what in (("offset", "subtract"), ("scale", "multiply")):
             factor = self._constant(operation, parameter)
             if factor is None and parameter == "offset":
                 continue
-            if factor is None or not _divides(factor.shape, source.shape):
+            wide = tuple(n for blocks, _ in pairs for n in (blocks, 1))
+            shaped = None if factor is None else factor.reshaped(wide)
+            if source is None or shaped is None:
                 return None
-            spread = factor.derived(Blocks(factor.load, source.shape), source.shape)
-            combined = None if spread is None else source.combined(what, spread)
-            if combined is None:
-                return None
-            source = combined
-        return source
+            source = source.combined(what, shaped)
+        return None if source is None else source.reshaped(stored.shape)
 
     def _palette(self, operation: Operation, shape: Shape | None) -> Constant | None:
         places, table = self._constant(operation, "indices"), self._constant(operation, "lut")

@@ -12,6 +12,7 @@ from filterdb.errors import MalformedFileError
 from filterdb.layers.raw import Tensor
 from filterdb.sources.formats.coreml_values import Numbers
 from filterdb.sources.formats.file_view import check_expansion, check_shape, dequantise
+from filterdb.sources.formats.graph_constants import look_up
 from filterdb.sources.formats.protobuf_wire import BYTES, FIXED32, VARINT
 
 if TYPE_CHECKING:
@@ -109,20 +110,13 @@ class _Quantised:
     def __call__(self) -> AnyArray:
         codes = self.integers().reshape(self.shape)
         if self.table is not None:
-            table = self.table()
-            if codes.size and int(codes.max()) >= table.size:
-                raise MalformedFileError(
-                    f"{self.integers.path.name}: place {int(codes.max())} in a table of "
-                    f"{table.size} numbers"
-                )
-            return np.asarray(table[codes])
+            return look_up(self.table(), codes)
         scale = np.ones(1, np.float32) if self.scale is None else self.scale()
         values = dequantise(codes, scale, None, axis=self.axis)
         if self.bias is not None:
-            bias = self.bias()
             # The same way of spreading over an axis that the scale has.
-            ones = np.ones(self.shape, np.int8)
-            values += dequantise(ones, bias, None, axis=self.axis)
+            ones = [n if i == self.axis else 1 for i, n in enumerate(self.shape)]
+            values += dequantise(np.ones(ones, np.int8), self.bias(), None, axis=self.axis)
         return values
 
 

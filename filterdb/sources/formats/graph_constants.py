@@ -24,6 +24,8 @@ Load: TypeAlias = Callable[[], "AnyArray"]
 
 #: Steps of one constant, those of its operands counted; more is no weight but an algorithm.
 MAX_STEPS = 64
+#: Numbers looked up at a time.
+_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -222,6 +224,35 @@ def number(value: float) -> Constant:
     return Constant("", (), "float32", Number(value))
 
 
+def look_up(table: AnyArray, codes: AnyArray) -> AnyArray:
+    """Replace codes by the numbers of a table, a block at a time.
+
+    Parameters
+    ----------
+    table
+        (n,) numbers.
+    codes
+        Integers, any shape; numpy would make eight bytes of each.
+
+    Returns
+    -------
+    ndarray
+        Shape of `codes`.
+
+    Raises
+    ------
+    MalformedFileError
+        If a code lies beyond the table.
+    """
+    if codes.size and int(codes.max()) >= table.size:
+        raise MalformedFileError(f"place {int(codes.max())} in a table of {table.size} numbers")
+    flat = codes.reshape(-1)
+    found = np.empty(flat.size, table.dtype)
+    for start in range(0, flat.size, _BLOCK):
+        found[start : start + _BLOCK] = table[flat[start : start + _BLOCK]]
+    return found.reshape(codes.shape)
+
+
 def _broadcasts(small: Shape, large: Shape) -> bool:
     if len(small) > len(large):
         return False
@@ -280,11 +311,16 @@ class Computed:
         """Compute them."""
         values = _floating(self.source())
         others = [_floating(other()) for other in self.others]
+        function = ARITHMETIC[self.operation]
         # Scales that are not finite make weights that are not, which is for later stages to say.
         with np.errstate(all="ignore"):
-            if self.swapped:
-                return np.asarray(ARITHMETIC[self.operation](others[0], values))
-            return np.asarray(ARITHMETIC[self.operation](values, *others))
+            if not isinstance(function, np.ufunc):
+                return np.asarray(function(values, *others))
+            operands = (others[0], values) if self.swapped else (values, others[0])
+            if not values.flags.writeable:
+                return np.asarray(function(*operands))
+            # What has just been loaded belongs to nobody else: half the memory.
+            return np.asarray(function(*operands, out=values, casting="same_kind"))
 
 
 def _floating(values: AnyArray) -> AnyArray:

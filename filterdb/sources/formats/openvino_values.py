@@ -15,7 +15,7 @@ from filterdb.sources.formats.file_view import (
     read_array,
     unpack_nibbles,
 )
-from filterdb.sources.formats.graph_constants import Constant, Load, Refusal
+from filterdb.sources.formats.graph_constants import Constant, Load, Refusal, look_up
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -184,7 +184,7 @@ def _by_table(codes: AnyArray, word: str, bits: int) -> AnyArray:
     import ml_dtypes
 
     table = np.arange(1 << bits, dtype=np.uint8).view(getattr(ml_dtypes, word))
-    return np.asarray(table.astype(np.float32)[codes])
+    return look_up(table.astype(np.float32), codes)
 
 
 def _unpack(raw: AnyArray, element: str, count: int) -> AnyArray:
@@ -192,7 +192,7 @@ def _unpack(raw: AnyArray, element: str, count: int) -> AnyArray:
     if element in ("u4", "i4", "nf4", "f4e2m1"):
         codes = unpack_nibbles(raw, count, signed=element == "i4")
         if element == "nf4":
-            return np.asarray(np.array(_NF4, np.float32)[codes])
+            return look_up(np.array(_NF4, np.float32), codes)
         return _by_table(codes, "float4_e2m1fn", 4) if element == "f4e2m1" else codes
     if element == "u1":
         return np.unpackbits(raw)[:count]
