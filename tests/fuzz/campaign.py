@@ -77,7 +77,7 @@ def fuzz(name: str, folder: Path, runs: int, *, more: Path | None = None) -> Non
     """Run one reader until it has `runs` runs."""
     state = _load(name, folder)
     if state.runs >= runs:
-        print(f"{name}: {state.runs:,} runs are done already", flush=True)
+        print(f"{name}: {state.runs:,} runs are done already", flush=True)  # noqa: T201
         return
     _prepare(name, folder, more)
     failures = 0
@@ -88,7 +88,7 @@ def fuzz(name: str, folder: Path, runs: int, *, more: Path | None = None) -> Non
         (folder / "state.json").write_text(json.dumps(asdict(state)))
         _table(folder.parent)
         row = state.row()
-        print(
+        print(  # noqa: T201
             f"{name}: {state.runs:,} of {runs:,} runs, {row['runs_per_second']} a second, "
             f"{state.edges:,} edges, {state.corpus:,} inputs kept, {state.crashes} crashes, "
             f"peak {row['peak_mb']} MB",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pickletools
 import re
@@ -154,9 +155,7 @@ def change_pickle(data: bytes, m: Mutator) -> bytes:
             stop = (position or 0) + 1
             break
     bounds = [*starts, stop]
-    kept = [
-        data[a:b] for a, b in zip(bounds, bounds[1:], strict=False) if data[a : a + 1] != b"\x95"
-    ]
+    kept = [data[a:b] for a, b in itertools.pairwise(bounds) if data[a : a + 1] != b"\x95"]
     for _ in range(rng.choice((1, 1, 1, 2, 5))):
         place = rng.randrange(len(kept))
         match rng.randrange(8):

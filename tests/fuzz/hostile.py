@@ -6,12 +6,14 @@ import struct
 import zipfile
 from collections.abc import Callable
 from io import BytesIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tests.fuzz.grammars import write_varint
-from tests.fuzz.packing import Files
 from tests.fuzz.seeds._proto import message
 from tests.fuzz.structures import zipped
+
+if TYPE_CHECKING:
+    from tests.fuzz.packing import Files
 
 #: Format and kind of record → builder of files of about so many bytes.
 HOSTILE: dict[tuple[str, str], Callable[[int], Files]] = {}
@@ -99,9 +101,9 @@ def _tfjs_inputs(size: int) -> Files:
 _PICKLES = {
     "empty lists": b"]", "empty dictionaries": b"}", "memo": b"\x94", "numbers": b"K\x01",
     "tuples": b"N\x85", "texts": b"\x8c\x01a", "bytes": b"C\x01a", "sets": b"\x8f", "marks": b"(t",
-    "long numbers": b"\x8a\x08\1\1\1\1\1\1\1\1", "floats": b"G@\x08\0\0\0\0\0\0", "globals": b"ca\nb\n",
-    "calls": b"h\0)R", "objects": b"h\0)\x81", "persistent": b"h\0Q", "copies": b"h\0", "built": b"h\0)RN\x85b",
-    "names": b"X\x01\0\0\0a", "dup": b"2",
+    "long numbers": b"\x8a\x08\1\1\1\1\1\1\1\1", "floats": b"G@\x08\0\0\0\0\0\0",
+    "globals": b"ca\nb\n", "calls": b"h\0)R", "objects": b"h\0)\x81", "persistent": b"h\0Q",
+    "copies": b"h\0", "built": b"h\0)RN\x85b", "names": b"X\x01\0\0\0a", "doubles": b"2",
 }  # fmt: skip
 
 for _name, _unit in _PICKLES.items():
@@ -135,7 +137,11 @@ def _torch_brackets(size: int) -> Files:
 
 def _scripted(code: bytes) -> Files:
     data = b"\x80\2c__torch__\nM\n)\x81}(X\1\0\0\0aK\1ub."
-    members = [("m/data.pkl", data, 0), ("m/code/__torch__.py", code, 8), ("m/constants.pkl", b"\x80\2).", 0)]
+    members = [
+        ("m/data.pkl", data, 0),
+        ("m/code/__torch__.py", code, 8),
+        ("m/constants.pkl", b"\x80\2).", 0),
+    ]
     return {"m.pt": zipped([*members, ("m/version", b"3\n", 0)])}
 
 
@@ -249,7 +255,9 @@ _proto("paddle", "m.pdmodel", b"\x12\0", 1, 4, 1)
 _proto("paddle", "m.pdmodel", b"\x30\1", 4, 4, 1)
 _proto("paddle", "m.pdmodel", b"\x0a\0", kind="blocks")
 _proto("coreml", "m.mlmodel", b"\x0a\0", 500, start=message([(1, 1), (2, [])]))
-_proto("coreml", "m.mlmodel", b"\x0a\x0b\xa2\6\x08\xd2\5\5\x0a\3\0\0\0", 500, start=message([(1, 1)]))
+_proto(
+    "coreml", "m.mlmodel", b"\x0a\x0b\xa2\6\x08\xd2\5\5\x0a\3\0\0\0", 500, start=message([(1, 1)])
+)
 _proto("coreml", "m.mlmodel", b"\x12\0", 1, 500, start=message([(1, 1)]))
 _proto("coreml", "m.mlmodel", b"\x12\1a", 1, 500, start=message([(1, 1)]))
 _proto("coreml", "m.mlmodel", b"\x0a\0", 202, start=message([(1, 1)]))
@@ -303,7 +311,10 @@ def _ncnn_layers(size: int) -> Files:
 
 @_of("ncnn", "parameters")
 def _ncnn_parameters(size: int) -> Files:
-    return {"m.param": b"7767517\n1 1\nA b 0 0 " + _numbered(size, "%d=1", " ") + b"\n", "m.bin": b""}
+    return {
+        "m.param": b"7767517\n1 1\nA b 0 0 " + _numbered(size, "%d=1", " ") + b"\n",
+        "m.bin": b"",
+    }
 
 
 @_of("ncnn", "blobs")
@@ -318,7 +329,9 @@ def _tza_tensors(size: int) -> Files:
         struct.pack("<H4sB", 4, struct.pack("<I", i | 0x01010101 << 7), 0) + b"f" + bytes(8)
         for i in range(size // 16)
     )
-    return {"m.tza": b"\xd7\x41\2\0" + struct.pack("<Q", 12) + struct.pack("<I", size // 16) + entries}
+    return {
+        "m.tza": b"\xd7\x41\2\0" + struct.pack("<Q", 12) + struct.pack("<I", size // 16) + entries
+    }
 
 
 for _name, _unit in {
@@ -362,7 +375,9 @@ def _openvino_attributes(size: int) -> Files:
 
 @_of("openvino", "many attributes")
 def _openvino_data(size: int) -> Files:
-    layer = '<layer id="%%d" type="a"><data %s/></layer>' % " ".join(f'{a}=""' for a in "abcdefghij")
+    layer = '<layer id="%d" type="a"><data {}/></layer>'.format(
+        " ".join(f'{a}=""' for a in "abcdefghij")
+    )
     layers = _numbered(size, layer)
     return {"m.xml": b'<net version="11"><layers>' + layers + b"</layers></net>", "m.bin": b""}
 
@@ -401,7 +416,10 @@ def _checkpoint_names(size: int) -> Files:
     from tests.fuzz.sstable import write_table
 
     del _message
-    return {"model.ckpt.index": _shared_keys(size, write_table), "model.ckpt.data-00000-of-00001": b""}
+    return {
+        "model.ckpt.index": _shared_keys(size, write_table),
+        "model.ckpt.data-00000-of-00001": b"",
+    }
 
 
 def _shared_keys(size: int, write_table: Any) -> bytes:

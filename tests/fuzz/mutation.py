@@ -8,9 +8,12 @@ import random
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tests.fuzz import packing
-from tests.fuzz.packing import Files
+
+if TYPE_CHECKING:
+    from tests.fuzz.packing import Files
 
 #: Changes bytes in some way; (bytes, at most this many) → bytes. libFuzzer's own, where it runs.
 Native = Callable[[bytes, int], bytes]

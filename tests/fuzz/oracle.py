@@ -260,7 +260,7 @@ def _outcome(format_name: str, file: ModelFile, files: Files) -> Outcome:
 
 def _read(format_name: str, file: ModelFile, files: Files) -> RawModel:
     reader = FORMATS[format_name]
-    reader.sniff(files[file.name][:4096], file)
+    reader.sniff(next(iter(files.values()))[:4096], file)
     there: dict[str, Path] = {}
     while True:  # an index names files that only its own companions name
         names = reader.companions(ModelFile(file.path, there, file.name))
@@ -281,7 +281,8 @@ def _use(raw: RawModel, loads: int) -> None:
             assert values.shape == tensor.shape, (
                 f"{tensor.name} of shape {tensor.shape} loads as {values.shape}"
             )
-            assert values.dtype.isnative and values.dtype.kind in "fiub", values.dtype
+            assert values.dtype.isnative, values.dtype
+            assert values.dtype.kind in "fiub", values.dtype
 
 
 def _load(load: Any) -> Any:

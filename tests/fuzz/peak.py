@@ -57,7 +57,7 @@ def main() -> None:
                 continue
     except (SourceError, LayerError) as error:
         kind = f"{type(error).__name__}: {str(error)[:150]}"
-    print(json.dumps([kind, memory.taken(), time.process_time() - begun]))
+    print(json.dumps([kind, memory.taken(), time.process_time() - begun]))  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -82,9 +82,9 @@ def main() -> int:
                 check(files, inside, None)
         oracle.limit_address_space()
         try:
-            print(check(packing.unpack(path.read_bytes(), "model"), inside, oracle.Memory()))
+            print(check(packing.unpack(path.read_bytes(), "model"), inside, oracle.Memory()))  # noqa: T201
         except oracle.Violation as violation:
-            print(violation)
+            print(violation)  # noqa: T201
             return 1
     return 0
 

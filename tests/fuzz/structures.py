@@ -14,8 +14,15 @@ import zipfile
 from collections.abc import Callable
 from typing import Any
 
-from tests.fuzz.grammars import change_json, change_pickle, change_protobuf, change_text
-from tests.fuzz.grammars import looks_like_pickle, looks_like_protobuf, looks_like_text
+from tests.fuzz.grammars import (
+    change_json,
+    change_pickle,
+    change_protobuf,
+    change_text,
+    looks_like_pickle,
+    looks_like_protobuf,
+    looks_like_text,
+)
 from tests.fuzz.mutation import Mutator
 from tests.fuzz.sstable import change_sstable, looks_like_sstable
 

@@ -10,8 +10,10 @@ import lzma
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tests.fuzz.packing import Files
+if TYPE_CHECKING:
+    from tests.fuzz.packing import Files
 
 _MEMBERS = {"a/model.param": b"7767517\n0 0\n", "a/model.bin": bytes(40), "b.txt": b"x"}
 

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tests.fuzz.packing import Files
 from tests.fuzz.seeds import files_of
 from tests.sources.formats.keras_files import conv, functional, layer, norm, write_keras
+
+if TYPE_CHECKING:
+    from tests.fuzz.packing import Files
 
 
 def seeds(folder: Path) -> list[Files]:

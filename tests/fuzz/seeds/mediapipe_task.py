@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tests.fuzz.packing import Files
 from tests.fuzz.seeds.tflite import seeds as tflite_seeds
 from tests.fuzz.structures import zipped
+
+if TYPE_CHECKING:
+    from tests.fuzz.packing import Files
 
 
 def seeds(folder: Path) -> list[Files]:

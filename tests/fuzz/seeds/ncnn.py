@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tests.fuzz.packing import Files
 from tests.sources.formats.test_ncnn import F16, I8, INPUT, flagged, floats, text
+
+if TYPE_CHECKING:
+    from tests.fuzz.packing import Files
 
 
 def seeds(folder: Path) -> list[Files]:

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tests.fuzz.packing import Files
+if TYPE_CHECKING:
+    from tests.fuzz.packing import Files
 
 
 def seeds(folder: Path) -> list[Files]:

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from onnx import TensorProto, helper
 
-from tests.fuzz.packing import Files
 from tests.fuzz.seeds import files_of
 from tests.sources.formats.onnx_files import array, conv, model_of
 from tests.sources.formats.test_onnx_external import external_model
+
+if TYPE_CHECKING:
+    from tests.fuzz.packing import Files
 
 
 def seeds(folder: Path) -> list[Files]:

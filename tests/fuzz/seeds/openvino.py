@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tests.fuzz.packing import Files
+if TYPE_CHECKING:
+    from tests.fuzz.packing import Files
 
 _NEW = """<?xml version="1.0"?>
 <net name="m" version="11"><layers>

@@ -3,10 +3,12 @@ from __future__ import annotations
 import json
 import struct
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tests.fuzz.packing import Files
 from tests.fuzz.seeds._proto import floats, message
+
+if TYPE_CHECKING:
+    from tests.fuzz.packing import Files
 
 Field = tuple[int, Any]
 

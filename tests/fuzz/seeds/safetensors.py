@@ -3,8 +3,10 @@ from __future__ import annotations
 import json
 import struct
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tests.fuzz.packing import Files
+if TYPE_CHECKING:
+    from tests.fuzz.packing import Files
 
 
 def seeds(folder: Path) -> list[Files]:

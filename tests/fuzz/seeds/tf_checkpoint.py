@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tests.fuzz.packing import Files
 from tests.fuzz.seeds._proto import floats, message
 from tests.fuzz.sstable import crc32c, write_table
+
+if TYPE_CHECKING:
+    from tests.fuzz.packing import Files
 
 KERNEL = floats(*range(9))
 

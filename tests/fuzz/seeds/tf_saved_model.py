@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tests.fuzz.packing import Files
 from tests.fuzz.seeds._proto import message
 from tests.fuzz.seeds.tf_checkpoint import KERNEL, bundle, entry
 from tests.fuzz.seeds.tf_graph import Field, constant, convolution, node, placeholder
+
+if TYPE_CHECKING:
+    from tests.fuzz.packing import Files
 
 
 def seeds(folder: Path) -> list[Files]:

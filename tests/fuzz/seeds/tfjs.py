@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from filterdb.sources.formats.base import ModelFile
-from tests.fuzz.packing import Files
 from tests.fuzz.seeds import files_of
 from tests.sources.formats.keras_files import functional, kernel, layer, plain, write_tfjs
 from tests.sources.formats.test_tfjs import conv_attributes, node
+
+if TYPE_CHECKING:
+    from filterdb.sources.formats.base import ModelFile
+    from tests.fuzz.packing import Files
 
 
 def seeds(folder: Path) -> list[Files]:

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tests.fuzz.packing import Files
 from tests.sources.formats.tflite_builder import ModelBuilder, i8, i32, u8
 from tests.sources.formats.tflite_files import FLOAT, HALF, INT8, INT32, STRIDED, one_operator
+
+if TYPE_CHECKING:
+    from tests.fuzz.packing import Files
 
 
 def seeds(folder: Path) -> list[Files]:

@@ -1,23 +1,28 @@
 from __future__ import annotations
 
 import io
+import warnings
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tests.fuzz.packing import Files
 from tests.fuzz.seeds import files_of
 from tests.sources.formats.torch_files import Block, save, small, torch
+
+if TYPE_CHECKING:
+    from tests.fuzz.packing import Files
 
 
 def seeds(folder: Path) -> list[Files]:
     dictionary = small(0) | {"half": torch.ones(2, 3).half().t(), "bf": torch.ones(1).bfloat16()}
     nested = {"epoch": 3, "model": small(1, "module."), "optimizer": {"state": {0: small(2)}}}
-    quantised = torch.quantize_per_channel(
-        torch.randn(2, 1, 3, 3), torch.tensor([0.1, 0.2]), torch.tensor([0, 1]), 0, torch.qint8
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        quantised = torch.quantize_per_channel(
+            torch.randn(2, 1, 3, 3), torch.tensor([0.1, 0.2]), torch.tensor([0, 1]), 0, torch.qint8
+        )
     arrays = {"w": np.ones((2, 3), np.float32), "n": np.float64(2)}
     values: list[tuple[Any, bool]] = [
         (dictionary, False),
@@ -42,8 +47,6 @@ def _scripted(folder: Path) -> list[Files]:
 
         def forward(self, x: Any) -> Any:
             return self.conv(x)
-
-    import warnings
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

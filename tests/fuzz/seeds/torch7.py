@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tests.fuzz.packing import Files
 from tests.sources.formats.torch7_files import Function, Module, View, convolution, serialise
+
+if TYPE_CHECKING:
+    from tests.fuzz.packing import Files
 
 
 def seeds(folder: Path) -> list[Files]:

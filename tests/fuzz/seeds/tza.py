@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tests.fuzz.packing import Files
+if TYPE_CHECKING:
+    from tests.fuzz.packing import Files
 
 
 def seeds(folder: Path) -> list[Files]:
