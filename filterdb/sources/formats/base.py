@@ -11,11 +11,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from filterdb.layers.raw import RawModel
 
-#: Nothing a header says may make a reader allocate more than this many times the file's own size
-#: (dequantised int8 is four times, sparse or shared storages may be viewed more than once) …
-MAX_EXPANSION = 16
+#: Memory above that of the imports stays below twice the file plus 256 MiB, whatever a header says.
+#: One array loaded may take this many times the file's own size (dequantised int8 is four times
+#: its part of the file; sparse tensors, expanded views and inflated members are larger, too) …
+MAX_EXPANSION = 2
+#: … plus this many bytes for small files; the rest is for records of what the file holds.
+EXPANSION_SLACK = 160 * 1024 * 1024
+#: All arrays of a file together, of which one at a time is loaded, may have this many times its
+#: size (storages may be viewed more than once, members inflate) …
+MAX_SHARING = 16
 #: … plus this many bytes for small files.
-EXPANSION_SLACK = 64 * 1024 * 1024
+SHARING_SLACK = 64 * 1024 * 1024
 #: No real network stores more tensors in one file.
 MAX_TENSORS = 1_000_000
 #: Rank of the largest tensor taken seriously.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from filterdb.errors import MalformedFileError, UnsafeCheckpointError
 from filterdb.sources.formats.base import MAX_TENSORS
+from filterdb.sources.formats.memory_room import Room
 from filterdb.sources.formats.protobuf_wire import (
     BYTES,
     FIXED32,
@@ -49,6 +50,9 @@ _PAIRS = {
 }  # fmt: skip
 _V0_EXTENTS = {7: "pad", 8: "kernel", 10: "stride"}
 _MAX_AXES = 32
+#: What records take, those that reader and layers make of them included.
+_LAYER_BYTES, _BLOB_BYTES, _TEXT_BYTES = 3000, 3000, 200
+_FLAT = 160 << 20
 
 
 @dataclass(frozen=True)
@@ -167,6 +171,7 @@ class NetParser:
 
     def __init__(self, wire: WireReader) -> None:
         self.wire = wire
+        self._room = Room(len(wire.data), flat=_FLAT, where=wire.where)
 
     def net(self) -> NetRecord:
         """Read the network.
@@ -200,7 +205,12 @@ class NetParser:
             )
         return NetRecord(name, layers)
 
+    def _text(self, start: int, end: int) -> str:
+        self._room.take(_TEXT_BYTES + end - start)
+        return self.wire.text(start, end)
+
     def _layer(self, start: int, end: int) -> LayerRecord:
+        self._room.take(_LAYER_BYTES)
         layer = LayerRecord()
         for number, wire, value, stop in self.wire.fields(start, end):
             if wire != BYTES:
@@ -210,9 +220,9 @@ class NetParser:
             elif number == 2:
                 layer.kind = self.wire.text(value, stop)
             elif number == 3:
-                layer.bottoms.append(self.wire.text(value, stop))
+                layer.bottoms.append(self._text(value, stop))
             elif number == 4:
-                layer.tops.append(self.wire.text(value, stop))
+                layer.tops.append(self._text(value, stop))
             elif number == 7:
                 layer.blobs.append(self._blob(value, stop))
             elif number == 106:
@@ -224,6 +234,7 @@ class NetParser:
         return layer
 
     def _layer_v1(self, start: int, end: int) -> LayerRecord:
+        self._room.take(_LAYER_BYTES)
         layer = LayerRecord()
         for number, wire, value, stop in self.wire.fields(start, end):
             if number == 5 and wire == VARINT:
@@ -233,9 +244,9 @@ class NetParser:
             elif number == 1:
                 self._layer_v0(layer, value, stop)
             elif number == 2:
-                layer.bottoms.append(self.wire.text(value, stop))
+                layer.bottoms.append(self._text(value, stop))
             elif number == 3:
-                layer.tops.append(self.wire.text(value, stop))
+                layer.tops.append(self._text(value, stop))
             elif number == 4:
                 layer.name = self.wire.text(value, stop)
             elif number == 6:
@@ -295,6 +306,7 @@ class NetParser:
                 layer.axis = signed(value)
 
     def _blob(self, start: int, end: int) -> BlobRecord:
+        self._room.take(_BLOB_BYTES)
         legacy: dict[int, int] = {}
         shape: list[int] | None = None
         raw_type = 1

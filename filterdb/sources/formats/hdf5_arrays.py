@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 
 from filterdb.errors import MalformedFileError, SourceError, UnsafeCheckpointError
-from filterdb.sources.formats.base import EXPANSION_SLACK, MAX_EXPANSION, MAX_TENSORS
+from filterdb.sources.formats.base import MAX_SHARING, MAX_TENSORS, SHARING_SLACK
 from filterdb.sources.formats.file_view import check_shape
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def list_file(root: h5py.File, size: int) -> dict[str, Any]:
     UnsafeCheckpointError
         Something lies in another file, or the sizes declared cannot be true.
     """
-    limit = MAX_EXPANSION * size + EXPANSION_SLACK
+    limit = MAX_SHARING * size + SHARING_SLACK
     arrays: list[dict[str, Any]] = []
     attributes: dict[str, dict[str, Any]] = {}
     total = characters = 0

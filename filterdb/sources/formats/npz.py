@@ -10,7 +10,7 @@ from typing import Any
 
 from filterdb.errors import MalformedFileError, UnsafeCheckpointError
 from filterdb.layers.raw import RawModel, Tensor
-from filterdb.sources.formats.base import EXPANSION_SLACK, MAX_EXPANSION, FormatReader, ModelFile
+from filterdb.sources.formats.base import MAX_SHARING, SHARING_SLACK, FormatReader, ModelFile
 from filterdb.sources.formats.file_view import check_shape
 from filterdb.sources.formats.stored_array import StoredArray, StoredBytes, c_strides
 from filterdb.sources.formats.zip_entries import ZipEntries, open_zip
@@ -40,7 +40,7 @@ def _read(file: ModelFile) -> RawModel:
             continue
         tensor = _tensor(entries, member, source)
         total += source.size
-        if total > MAX_EXPANSION * file.path.stat().st_size + EXPANSION_SLACK:
+        if total > MAX_SHARING * file.path.stat().st_size + SHARING_SLACK:
             raise UnsafeCheckpointError(f"{label}: its arrays take many times the file's own size")
         tensors.append(tensor)
     if not tensors:

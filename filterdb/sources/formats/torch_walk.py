@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from filterdb.errors import UnsafeCheckpointError
-from filterdb.sources.formats.base import EXPANSION_SLACK, MAX_EXPANSION, MAX_TENSORS
+from filterdb.sources.formats.base import (
+    EXPANSION_SLACK,
+    MAX_EXPANSION,
+    MAX_SHARING,
+    MAX_TENSORS,
+    SHARING_SLACK,
+)
 from filterdb.sources.formats.pickle_values import PersistentId, Record, Table
 from filterdb.sources.formats.torch_modules import module_node
 from filterdb.sources.formats.torch_parts import (
@@ -56,7 +62,8 @@ class Walker:
         self._table = table
         self._where = where
         self._steps = _MOST_USES * n_opcodes + 100_000
-        self._bytes = MAX_EXPANSION * file_size + EXPANSION_SLACK
+        self._bytes = MAX_SHARING * file_size + SHARING_SLACK
+        self._largest = MAX_EXPANSION * file_size + EXPANSION_SLACK
         self._memory = _MEMORY_SLACK + file_size
         self._count = 0
         self._open: set[int] = set()
@@ -121,7 +128,7 @@ class Walker:
         self._bytes -= spec.nbytes
         if self._count > MAX_TENSORS:
             self._fail(f"more than {MAX_TENSORS:,} tensors")
-        if self._bytes < 0:
+        if self._bytes < 0 or spec.nbytes > self._largest:
             self._fail(f"its tensors (up to {name[-80:]!r}) take many times the file's own size")
         self._part.tensors.append(Found(name, spec, skip or spec.skip))
 

@@ -15,7 +15,13 @@ from filterdb.errors import (
     UnsupportedFormatError,
 )
 from filterdb.sources.containers import check_directory
-from filterdb.sources.formats.base import EXPANSION_SLACK, MAX_EXPANSION, MAX_TENSORS
+from filterdb.sources.formats.base import (
+    EXPANSION_SLACK,
+    MAX_EXPANSION,
+    MAX_SHARING,
+    MAX_TENSORS,
+    SHARING_SLACK,
+)
 from filterdb.sources.formats.file_view import ByteSource, map_file
 from filterdb.sources.formats.stored_array import DeflatedBytes, FileBytes, StoredBytes
 
@@ -128,7 +134,7 @@ def _members(
     path: Path, label: str, infos: list[zipfile.ZipInfo], data: ByteSource
 ) -> dict[str, StoredBytes]:
     members: dict[str, StoredBytes] = {}
-    inflated, bound = 0, MAX_EXPANSION * len(data) + EXPANSION_SLACK
+    inflated, bound = 0, MAX_SHARING * len(data) + SHARING_SLACK
     end = 0
     for info in sorted(infos, key=lambda info: info.header_offset):
         name = info.filename
@@ -141,10 +147,10 @@ def _members(
             )
         end = start + info.compress_size
         inflated += info.file_size
-        if inflated > bound:
+        if inflated > bound or not _may_inflate(info, len(data)):
             raise UnsafeCheckpointError(
                 f"{label}: a zip file of {len(data):,} bytes that would inflate to {inflated:,} "
-                f"bytes or more; {bound:,} are the most",
+                f"bytes or more; {bound:,} are the most, and far less for one member",
                 tip="no weights compress like that: this is a decompression bomb",
             )
         if name in members:
@@ -153,6 +159,12 @@ def _members(
             raise UnsupportedFormatError(f"{label}: member {name!r} is encrypted")
         members[name] = _bytes_of(path, label, info, start)
     return {info.filename: members[info.filename] for info in infos}
+
+
+def _may_inflate(info: zipfile.ZipInfo, file_size: int) -> bool:
+    """Whether a member may be held twice: inflated, and in another order."""
+    bound = MAX_EXPANSION * file_size + EXPANSION_SLACK
+    return info.compress_type == zipfile.ZIP_STORED or 2 * info.file_size <= bound + file_size
 
 
 def _bytes_of(path: Path, label: str, info: zipfile.ZipInfo, start: int) -> StoredBytes:
