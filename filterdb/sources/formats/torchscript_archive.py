@@ -58,7 +58,6 @@ class Archive:
         self._specs = {found.name: found.spec for found in stored}
         self._constants = constants
         self._instances: dict[int, Instance] = {}
-        self._classes: dict[str, tuple[dict[str, ast.FunctionDef], dict[str, ast.expr]]] = {}
         self.steps = 0
         self._depth = 0
 
@@ -103,19 +102,17 @@ class Archive:
 
     def methods(self, kind: str) -> tuple[dict[str, ast.FunctionDef], dict[str, ast.expr]]:
         """Return a class's methods and constants by name."""
-        found = self._classes.get(kind)
-        if found is None:
-            body = getattr(self._code.find(kind), "body", ())
-            methods = {part.name: part for part in body if isinstance(part, ast.FunctionDef)}
-            constants = {
-                part.target.id: part.value
-                for part in body
-                if isinstance(part, ast.AnnAssign)
-                and isinstance(part.target, ast.Name)
-                and part.value is not None
-            }
-            found = self._classes[kind] = (methods, constants)
-        return found
+        body = getattr(self._code.find(kind), "body", ())
+        self.step(len(body) // 8)
+        methods = {part.name: part for part in body if isinstance(part, ast.FunctionDef)}
+        constants = {
+            part.target.id: part.value
+            for part in body
+            if isinstance(part, ast.AnnAssign)
+            and isinstance(part.target, ast.Name)
+            and part.value is not None
+        }
+        return methods, constants
 
     def step(self, count: int = 1) -> None:
         """Account for work; raise CodeError where there is too much of it."""

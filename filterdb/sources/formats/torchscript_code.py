@@ -9,17 +9,24 @@ from __future__ import annotations
 
 import ast
 import re
-from typing import TYPE_CHECKING
+from collections import OrderedDict
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
 from filterdb.errors import SourceError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from filterdb.sources.formats.zip_entries import ZipEntries
 
 #: Bytes Python's parser makes of a token, and of a line besides …
 _TOKEN_BYTES, _LINE_BYTES = 720, 1200
-#: … and the most it may make of all code. A YOLOv8's 38,000 tokens in 300 files take 32 MB.
+#: … the most that is kept at a time (a YOLOv8's 38,000 tokens in 300 files take 32 MB) …
 MAX_CODE_MEMORY = 80 * 1024 * 1024
+#: … and the most that is parsed in all, files parsed again included.
+_MAX_PARSED = 12 * MAX_CODE_MEMORY
 MAX_CODE_BYTES = 8 * 1024 * 1024
 #: Brackets, operators and dots around one another; real code stays below 60.
 MAX_NESTING = 200
@@ -89,6 +96,17 @@ def scan(text: str) -> int:
     return memory
 
 
+@dataclass
+class _Origin:
+    """The file a function comes from: what it takes, and how many calls are in it."""
+
+    memory: int
+    users: int = 0
+
+
+_Definitions: TypeAlias = dict[str, ast.ClassDef | ast.FunctionDef]
+
+
 class Code:
     """Classes and functions of a code archive by their qualified names, parsed when asked for.
 
@@ -103,7 +121,8 @@ class Code:
     def __init__(self, entries: ZipEntries, root: str) -> None:
         self._entries = entries
         self._folder = f"{root}code/"
-        self._files: dict[str, dict[str, ast.ClassDef | ast.FunctionDef]] = {}
+        self._files: OrderedDict[str, tuple[_Definitions, int]] = OrderedDict()
+        self._kept = self._held = 0
         self._memory = 0
         self._bytes = 0
 
@@ -127,33 +146,74 @@ class Code:
         """
         module, _, leaf = name.rpartition(".")
         if module not in self._files:
-            self._files[module] = self._parse(module)
-        return self._files[module].get(leaf)
+            found, memory = self._parse(module)
+            self._files[module] = found, memory
+            self._kept += memory
+            # Traced modules have a class each, which is not needed again.
+            while self._kept + self._held > MAX_CODE_MEMORY and len(self._files) > 1:
+                self._kept -= self._files.popitem(last=False)[1][1]
+            self._check()
+        self._files.move_to_end(module)
+        return self._files[module][0].get(leaf)
 
-    def _parse(self, module: str) -> dict[str, ast.ClassDef | ast.FunctionDef]:
+    @contextmanager
+    def held(self, function: ast.FunctionDef) -> Iterator[None]:
+        """Account for a function that is being followed, whose file may meanwhile be dropped.
+
+        Parameters
+        ----------
+        function
+            As :meth:`find` returned it, or from a class it returned.
+
+        Yields
+        ------
+        None
+
+        Raises
+        ------
+        CodeError
+            Functions that call one another hold too much.
+        """
+        origin: _Origin = vars(function).get("origin") or _Origin(0)
+        origin.users += 1
+        self._held += origin.memory if origin.users == 1 else 0
+        self._check()
+        try:
+            yield
+        finally:
+            origin.users -= 1
+            self._held -= 0 if origin.users else origin.memory
+
+    def _check(self) -> None:
+        if self._kept + self._held > 3 * MAX_CODE_MEMORY // 2 or self._memory > _MAX_PARSED:
+            raise CodeError("more code than any network has")
+
+    def _parse(self, module: str) -> tuple[_Definitions, int]:
         member = f"{self._folder}{module.replace('.', '/')}.py"
         stored = self._entries.members.get(member)
         if stored is None:
-            return {}
-        self._bytes += stored.size
-        if self._bytes > MAX_CODE_BYTES:
+            return {}, 0
+        if stored.size > MAX_CODE_BYTES:
             raise CodeError("more code than any network has")
         try:
             text = self._entries.read(member).decode("utf-8")
         except (SourceError, UnicodeDecodeError) as error:
             raise CodeError(f"{member} cannot be read: {error}") from error
-        self._memory += scan(text)
-        if self._memory > MAX_CODE_MEMORY:
-            raise CodeError("more code than any network has")
+        memory = scan(text)
+        self._memory += memory
+        self._check()
         try:
             tree = ast.parse(text)
         except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
             raise CodeError(f"{member} is no code: {type(error).__name__}") from error
-        return {
-            part.name: part
-            for part in tree.body
-            if isinstance(part, ast.ClassDef | ast.FunctionDef)
-        }
+        origin = _Origin(memory)
+        found: _Definitions = {}
+        for part in tree.body:
+            if isinstance(part, ast.ClassDef | ast.FunctionDef):
+                found[part.name] = part
+                for function in (part, *part.body):
+                    vars(function)["origin"] = origin
+        return found, memory
 
 
 def dotted(node: ast.expr) -> str | None:

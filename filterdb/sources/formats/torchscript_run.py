@@ -120,7 +120,8 @@ class Interpreter(Archive):
                 environment[name] = self._value(default, {})
         environment["\0path"] = path
         self.deeper(4)
-        result = self._block(function.body, environment)
+        with self._code.held(function):
+            result = self._block(function.body, environment)
         self._depth -= 4
         return None if isinstance(result, _Nothing) else result
 
