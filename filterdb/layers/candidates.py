@@ -147,6 +147,8 @@ def candidates_of(
         after = following.get(module.position) if ordered else None
         # What has the shape of the layer before it may be a second branch (sine beside cosine).
         twin = weight.shape == before_shape
+        # One of one channel in the middle of a network is depthwise.
+        twin |= 1 in weight.shape[:2] and module is not convolutions[-1]
         before_shape = weight.shape
         op = _op(module, node, choice, transposed, after, () if twin else emitted)
         layout = told.layout or _layout(module, op, choice)
