@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
-from filterdb.errors import MalformedFileError
+from filterdb.errors import MalformedFileError, UnsafeCheckpointError
 from filterdb.layers.raw import ConvAttributes, Node, NodeOp, layout_of_rank
 from filterdb.sources.formats.tf_widths import Widths
 
@@ -46,6 +46,8 @@ _IDENTITY = _PASS | {
     "PreventGradient", "PlaceholderWithDefault",
 }  # fmt: skip
 _MAX_EXTENT = 1 << 31
+#: Each takes some four hundred bytes of memory while the graph is put in order.
+_MAX_INPUTS = 300_000
 
 
 def graph_nodes(
@@ -74,9 +76,13 @@ def graph_nodes(
     ------
     MalformedFileError
         If operations wait for one another outside of a loop.
+    UnsafeCheckpointError
+        If they have absurdly many inputs.
     """
     if len(operations) > MAX_OPERATIONS:
         raise MalformedFileError(f"a graph of more than {MAX_OPERATIONS:,} operations")
+    if sum(len(operation.inputs) for operation in operations) > _MAX_INPUTS:
+        raise UnsafeCheckpointError(f"a graph whose operations have over {_MAX_INPUTS:,} inputs")
     graph = _Graph(operations, shapes, small_constant)
     return tuple(node for operation in graph.ordered() for node in graph.nodes(operation))
 

@@ -19,7 +19,7 @@ from filterdb.errors import (
     UnsafeCheckpointError,
 )
 from filterdb.layers.raw import Node, RawModel, Tensor
-from filterdb.sources.formats.base import MAX_TENSORS, FormatReader, ModelFile
+from filterdb.sources.formats.base import FormatReader, ModelFile
 from filterdb.sources.formats.file_view import map_file
 from filterdb.sources.formats.keras_graph import keras_nodes, parse_config
 from filterdb.sources.formats.keras_weights import Weight
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _SEEN = (b'"modelTopology"', b'"weightsManifest"')
+#: Real networks have some thousands; each takes more than a kilobyte of memory.
+_MAX_WEIGHTS = 100_000
 
 
 def sniff(head: bytes, file: ModelFile) -> bool:
@@ -198,8 +200,8 @@ def _tensors(document: object, file: ModelFile) -> tuple[Tensor, ...]:
         specs = group.get("weights")
         if not isinstance(specs, list) or not all(isinstance(s, Mapping) for s in specs):
             raise MalformedFileError("a group of the weightsManifest has no list of weights")
-        if len(found) + len(specs) > MAX_TENSORS:
-            raise UnsafeCheckpointError(f"{file.name}: more than {MAX_TENSORS:,} weights")
+        if len(found) + len(specs) > _MAX_WEIGHTS:
+            raise UnsafeCheckpointError(f"{file.name}: more than {_MAX_WEIGHTS:,} weights")
         found += group_tensors(specs, shards, number=number)
     names = {t.name for t in found}
     if len(names) < len(found):

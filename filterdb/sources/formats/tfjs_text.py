@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 #: Largest text read.
 MAX_TEXT = 256 * 1024 * 1024
 #: What Python needs for a list, a mapping and a value; all of a file's may take so much.
-_COSTS = {b"[": 64, b"{": 200, b",": 64}
+_COSTS = {b"[": 64, b"{": 200, b",": 64, b'"': 30}
 _MOST_MEMORY = 128 << 20
 _SCRIPT = (".js", ".mjs", ".cjs", ".ts")
 _LITERAL = re.compile(rb"[{,(\s=]?\{\s*[\"']?(?:modelTopology|format|weightsManifest)[\"']?\s*:")
