@@ -18,8 +18,8 @@ from filterdb.errors import (
 from filterdb.layers.detect import find_layers
 from filterdb.sources.formats import detect
 from filterdb.sources.formats.base import ModelFile
-from filterdb.sources.formats.tf_bundle import encode_slice
 from filterdb.sources.formats.tf_checkpoint import companions, read
+from filterdb.sources.formats.tf_slices import encode_slice
 from filterdb.sources.formats.tf_table import Table, decompress_snappy
 from tests.sources.formats.tf_files import checkpoint, entry, field, shape, squeeze, table, varint
 
