@@ -143,6 +143,7 @@ class ProgramParser:
         program = Program()
         for number, kind, value, end in self.wire.fields(0, len(self.wire.data)):
             if number == 1 and kind == BYTES:
+                self._room.take(_VARIABLE)
                 program.blocks.append(self._block(value, end))
             elif number == 4 and kind == BYTES:
                 for n, k, v, _ in self.wire.fields(value, end):
