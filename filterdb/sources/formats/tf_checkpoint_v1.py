@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from filterdb.errors import MalformedFileError, UnsafeCheckpointError
 from filterdb.sources.formats.file_view import check_shape, map_file
 from filterdb.sources.formats.protobuf_wire import BYTES, VARINT, WireReader
-from filterdb.sources.formats.tf_bundle import MAX_VARIABLES, Variable
+from filterdb.sources.formats.tf_bundle import MAX_VARIABLES, Variable, zeros
 from filterdb.sources.formats.tf_slices import Slice, encode_slice, read_slice
 from filterdb.sources.formats.tf_table import Handle, Table
 from filterdb.sources.formats.tf_types import (
