@@ -103,7 +103,8 @@ class AveragedValues:
         # As caffe's BatchNormLayer does.
         scale = 0.0 if factor == 0 else 1.0 / factor
         with np.errstate(all="ignore"):
-            return (sums * sums.dtype.type(scale)).astype(sums.dtype, copy=False)
+            mean: AnyArray = (sums * sums.dtype.type(scale)).astype(sums.dtype, copy=False)
+        return mean
 
 
 def values_of(path: Path, blob: BlobRecord, role: str, *, what: str, file_size: int) -> BlobValues:

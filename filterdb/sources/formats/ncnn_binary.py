@@ -85,7 +85,7 @@ def is_binary(head: bytes) -> bool:
     if len(head) < 12:
         return False
     magic, n_layers, n_blobs = struct.unpack("<3i", head[:12])
-    return magic == int(MAGIC) and n_layers > 0 and n_blobs > 0
+    return bool(magic == int(MAGIC) and n_layers > 0 and n_blobs > 0)
 
 
 class _Numbers:

@@ -187,7 +187,7 @@ class TensorValues:
         def load() -> AnyArray:
             stored, places = load_values().reshape(-1), load_indices()
             if places.ndim == 2 and places.shape[1] == len(record.shape):
-                outside = ((places < 0) | (places >= record.shape)).any()
+                outside = bool(((places < 0) | (places >= record.shape)).any())
                 weights = [int(np.prod(record.shape[i + 1 :])) for i in range(len(record.shape))]
                 places = places @ np.array(weights, np.int64)
             else:
