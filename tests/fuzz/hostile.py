@@ -106,12 +106,20 @@ _PICKLES = {
     "copies": b"h\0", "built": b"h\0)RN\x85b", "names": b"X\x01\0\0\0a", "doubles": b"2",
 }  # fmt: skip
 
+
+def _pickle(size: int, unit: bytes) -> bytes:
+    return b"\x80\x04(ctorch\nFloatStorage\nq\0" + _times(size, unit, end=b"t.")
+
+
 for _name, _unit in _PICKLES.items():
 
     @_of("torch", f"pickle of {_name}")
-    def _pickle(size: int, unit: bytes = _unit) -> Files:
-        data = b"\x80\x04(ctorch\nFloatStorage\nq\0" + _times(size, unit, end=b"t.")
-        return {"m.pt": zipped([("m/data.pkl", data, 0)])}
+    def _torch_pickle(size: int, unit: bytes = _unit) -> Files:
+        return {"m.pt": zipped([("m/data.pkl", _pickle(size, unit), 0)])}
+
+    @_of("pickle", _name)
+    def _pickle_file(size: int, unit: bytes = _unit) -> Files:
+        return {"m.pkl": _pickle(size, unit)}
 
 
 @_of("torch", "tensors")

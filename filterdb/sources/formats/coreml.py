@@ -31,6 +31,7 @@ _OTHERS = frozenset(
 _KINDS = _NETWORKS | _PIPELINES | _OTHERS | {_PROGRAM}
 _MAX_VERSION = 64
 _MAX_PIPELINE_DEPTH = 8
+_MAX_PARTS = 1000
 
 
 def sniff(head: bytes, file: ModelFile) -> bool:
@@ -213,7 +214,15 @@ class _Model:
 
 def _parts(model: Fields, kind: int) -> list[Fields]:
     pipeline = model if kind == 202 else model.message(1)
-    return [] if pipeline is None else [part for n, part in pipeline.messages() if n == 1]
+    parts: list[Fields] = []
+    for number, part in () if pipeline is None else pipeline.messages():
+        if number == 1:
+            parts.append(part)
+        if len(parts) > _MAX_PARTS:
+            raise UnsafeCheckpointError(
+                f"{model.wire.where} joins more than {_MAX_PARTS:,} models in a pipeline"
+            )
+    return parts
 
 
 def _features(described: Fields | None, number: int) -> list[str]:
