@@ -299,7 +299,10 @@ def _width(modules: Sequence[Module], position: int) -> int | None:
 
 
 def _groups(module: Module, op: Op, layout: str, before: _Before) -> int:
-    size = dict(zip(layout, module.tensors["weight"].shape, strict=True))
+    shape = module.tensors["weight"].shape
+    if len(layout) != len(shape):
+        return 1  # making the layer says what is wrong
+    size = dict(zip(layout, shape, strict=True))
     if "M" in size:
         return size["I"]
     if "1" in size:

@@ -17,6 +17,7 @@ from filterdb.errors import (
     MalformedFileError,
     SourceError,
     UnknownNameError,
+    UnsafeCheckpointError,
     UnsupportedFormatError,
 )
 from filterdb.sources.formats.base import FormatReader, ModelFile
@@ -53,6 +54,8 @@ _BUILT_IN = {
 }
 _GROUP = "filterdb.formats"
 _HEAD_BYTES = 4096
+#: Characters of a name; the longest real ones, of nodes in loops, have some hundreds.
+_MAX_NAME = 8192
 
 #: What foreign files look like, for the error message. (offset, bytes, words.)
 _FAMILIAR = (
@@ -184,13 +187,27 @@ def read_model(file: ModelFile, format: str = "auto") -> RawModel:  # noqa: A002
     name = detect(file) if format == "auto" else format
     reader = FORMATS[name]
     try:
-        return reader.read(file)
+        raw = reader.read(file)
+        _check_names(raw, label)
+        return raw
     except MalformedFileError as error:
         raise _explained(error, file, name) from error
     except SourceError:
         raise
     except OSError as error:
         raise FetchError(f"cannot read {label}: {error.strerror or error}") from error
+
+
+def _check_names(raw: RawModel, label: str) -> None:
+    """Refuse names nobody gives: rules of naming are matched against each of them."""
+    for kind, things in (("tensor", raw.tensors), ("operation", raw.nodes)):
+        longest = max((len(thing.name) for thing in things), default=0)
+        if longest > _MAX_NAME:
+            raise UnsafeCheckpointError(
+                f"{label}: the name of one {kind} takes {longest:,} characters, expected "
+                f"{_MAX_NAME:,} at most",
+                tip="no network names its parts like that: the file is damaged or hostile",
+            )
 
 
 def _explained(error: MalformedFileError, file: ModelFile, name: str) -> MalformedFileError:

@@ -149,3 +149,16 @@ def test_half_characters_in_safetensors_are_refused(tmp_path: Path, half: str) -
     path.write_bytes(struct.pack("<Q", len(header)) + header)
     with pytest.raises(MalformedFileError, match="not proper JSON"):
         read_model(ModelFile(path), "safetensors")
+
+
+def test_names_without_an_end_are_refused(tmp_path: Path) -> None:
+    entry = {"dtype": "F32", "shape": [0, 3, 3, 3], "data_offsets": [0, 0]}
+    path = tmp_path / "named.safetensors"
+    for length, is_fine in ((8000, True), (1_000_000, False)):
+        header = json.dumps({"a" * length: entry}).encode()
+        path.write_bytes(struct.pack("<Q", len(header)) + header)
+        if is_fine:
+            assert find_layers(read_model(ModelFile(path), "safetensors")).layers == ()
+        else:
+            with pytest.raises(UnsafeCheckpointError, match="1,000,000 characters"):
+                read_model(ModelFile(path), "safetensors")
