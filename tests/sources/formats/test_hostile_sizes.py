@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from filterdb.errors import MalformedFileError, UnsafeCheckpointError
+from filterdb.layers.detect import find_layers
 from filterdb.sources.formats import pickle_machine, read_model, torch_walk
 from filterdb.sources.formats.base import ModelFile
 from filterdb.sources.formats.file_view import dequantise
