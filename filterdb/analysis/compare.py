@@ -45,7 +45,7 @@ class LayerComparison:
     first, second
         The layer in either.
     how
-        Matched by name or by order and shape.
+        Matched by name, by order and shape, or by shape and weights.
     delta
         How the weights differ.
     before, after
@@ -145,7 +145,10 @@ class Comparison:
             return "The checkpoints have no layer in common."
         counted = f"{len(self.layers)} layer{'s' * (len(self.layers) != 1)} matched"
         by_order = sum(c.how == "order" for c in self.layers)
-        counted += f" ({by_order} of them by order and shape)" if by_order else ""
+        by_weights = sum(c.how == "weights" for c in self.layers)
+        ways = [f"{by_order} of them by order and shape"] if by_order else []
+        ways += [f"{by_weights} by shape and weights"] if by_weights else []
+        counted += f" ({', '.join(ways)})" if ways else ""
         dtypes = sum(c.dtype_changed for c in self.layers)
         parts = [f"{counted}, {self._outcome()}."]
         if dtypes:

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Literal
 
+from filterdb.analysis.likeness import pair_alike
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from filterdb.layers.model import ConvLayer
     from filterdb.types import Shape
 
-How = Literal["name", "order"]
+How = Literal["name", "order", "weights"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Match:
     first, second
         Positions in either checkpoint.
     how
-        By equal names, or by place among layers of equal shape.
+        By equal names, by place among layers of equal shape, or among those by equal weights.
     """
 
     first: int
@@ -64,7 +66,8 @@ def match_layers(first: Sequence[ConvLayer], second: Sequence[ConvLayer]) -> Mat
     -------
     Matching
         Every layer appears once. What names leave is aligned as two texts are compared, by the
-        longest common runs of shapes, and then paired by shape alone.
+        longest common runs of shapes, and then paired by shape alone; where weights show that
+        layers of one shape are listed in another order, they decide.
     """
     by_name: dict[str, list[int]] = {}
     for j, layer in enumerate(second):
@@ -81,7 +84,7 @@ def match_layers(first: Sequence[ConvLayer], second: Sequence[ConvLayer]) -> Mat
         else:
             left.append(i)
     right = [j for j in range(len(second)) if j not in taken]
-    matches += _by_order(first, second, left, right)
+    matches += _by_weights(first, second, left, right, _by_order(first, second, left, right))
     left, right = _unmatched(left, right, matches)
     reshaped = []
     for i in left:
@@ -138,3 +141,25 @@ def _by_order(
             aligned.append(Match(i, fitting[0], "order"))
             others.remove(fitting[0])
     return aligned
+
+
+def _by_weights(
+    first: Sequence[ConvLayer],
+    second: Sequence[ConvLayer],
+    left: Sequence[int],
+    right: Sequence[int],
+    aligned: Sequence[Match],
+) -> list[Match]:
+    """Pair anew, within each shape, what was paired by order and is not alike."""
+    partner = {match.first: match.second for match in aligned}
+    matches: list[Match] = []
+    for shape in dict.fromkeys(shape_of(first[match.first]) for match in aligned):
+        lefts = [i for i in left if shape_of(first[i]) == shape]
+        rights = [j for j in right if shape_of(second[j]) == shape]
+        pairs = [(lefts.index(i), rights.index(partner[i])) for i in lefts if i in partner]
+        found = pair_alike([first[i] for i in lefts], [second[j] for j in rights], pairs)
+        before = set(pairs)
+        matches += [
+            Match(lefts[i], rights[j], "order" if (i, j) in before else "weights") for i, j in found
+        ]
+    return matches

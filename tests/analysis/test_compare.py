@@ -241,3 +241,27 @@ def test_drift_without_sums_gives_the_reason_that_concerns_it() -> None:
     broken["b.weight"][0, 0, 0, 0] = np.nan
     drifts = {d.kernel: d for d in _compare(_net(), broken).drifts}
     assert drifts["3x3"].null_reason == "1 of 256 filters hold a NaN or an infinity"
+
+
+def test_branches_in_another_order_are_paired_by_their_weights() -> None:
+    """A converter may list parallel branches crosswise: that is no change of weights."""
+    rng = np.random.default_rng(11)
+    branches = [rng.normal(size=(6, 4, 3, 3)).astype(np.float32) for _ in range(4)]
+    stem = rng.normal(size=(4, 3, 3, 3)).astype(np.float32)
+    new = rng.normal(size=(6, 4, 3, 3)).astype(np.float32)
+    half = branches[2].astype(np.float16).astype(np.float32)
+    nets = []
+    for name, order in (("a", branches), ("b", [branches[1], branches[0], new, half])):
+        kernels = {f"{name}{i}.weight": kernel for i, kernel in enumerate(order)}
+        nets.append({f"{name}.stem.weight": stem, **kernels})
+    found = _compare(nets[0], nets[1])
+    pairs = {c.first.name: (c.second.name, c.how, c.delta.relation) for c in found.layers}
+    assert pairs == {
+        "a.stem": ("b.stem", "order", "equal"),
+        "a0": ("b1", "weights", "equal"),
+        "a1": ("b0", "weights", "equal"),
+        "a2": ("b3", "weights", "changed"),
+        "a3": ("b2", "weights", "changed"),
+    }
+    assert found.layers[3].delta.relative == pytest.approx(0.0, abs=1e-3)
+    assert "1 of them by order and shape, 4 by shape and weights" in found.summary()
