@@ -35,6 +35,10 @@ MAX_RATIO = 200
 RATIO_FREE_BYTES = 1024**3
 #: No archive of models holds more files; each takes about a kilobyte of memory.
 MAX_MEMBERS = 200_000
+#: Memory the table of contents of a zip file may take beyond the file's size, and how many times
+#: its bytes it takes.
+_DIRECTORY_MEMORY = 160 * 1024**2
+_DIRECTORY_FACTOR = 24
 _BLOCK = 1 << 20
 
 Write: TypeAlias = Callable[[bytes], None]
@@ -224,10 +228,12 @@ def check_directory(file: IO[bytes], size: int, what: str) -> None:
     zip64 = tail.rfind(b"PK\x06\x06", 0, at)
     if zip64 >= 0:
         length = int.from_bytes(tail[zip64 + 40 : zip64 + 48], "little")
-    if length > MAX_HEADER:
+    # Python's record of a member takes some twenty times its entry.
+    bound = min(MAX_HEADER, (_DIRECTORY_MEMORY + size) // _DIRECTORY_FACTOR)
+    if length > bound:
         raise UnsafeCheckpointError(
-            f"{what}: the zip's table of contents takes {length:,} bytes, "
-            f"{MAX_HEADER:,} is the most"
+            f"{what}: the zip's table of contents takes {length:,} bytes, {bound:,} is the most "
+            f"for an archive of {size:,} bytes"
         )
 
 

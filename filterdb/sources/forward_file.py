@@ -15,6 +15,8 @@ from filterdb.errors import UnsafeCheckpointError
 MAX_HEADER = 64 * 1024**2
 #: The headers of one tar member, its long names and extended records included.
 MAX_MEMBER_HEADERS = 1024**2
+#: The strongest setting of xz needs 65 MB.
+_XZ_MEMORY = 128 * 1024**2
 _BLOCK = 1 << 20
 
 
@@ -67,7 +69,7 @@ class _Xz(io.RawIOBase):
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-        self._decompressor = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=256 * 1024**2)
+        self._decompressor = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
 
     def readable(self) -> bool:
         return True

@@ -192,6 +192,15 @@ def _npz_one(size: int) -> Files:
     return {"m.npz": zipped([("a.npy", array, 0)])}
 
 
+@_of("npz", "directory")
+def _npz_directory(size: int) -> Files:
+    """Entries that all name the same member."""
+    entry = struct.pack("<4s6H3L5H2L", b"PK\1\2", *bytes(6), *bytes(3), 1, *bytes(4), 0, 0) + b"a"
+    n = size // len(entry)
+    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, n & 0xFFFF, n & 0xFFFF, n * len(entry), 30, 0)
+    return {"m.npz": b"PK\3\4" + bytes(26) + entry * n + end}
+
+
 @_of("torch", "members")
 def _torch_members(size: int) -> Files:
     return {"m.pt": _empty_members(size, "")}

@@ -140,6 +140,9 @@ def load_stored(path: Path, stored: Stored, scale: Stored | None, file_size: int
     if not divisors.size or rows % divisors.size:
         raise MalformedFileError(f"{divisors.size} int8 scales for {rows} rows of weights")
     per_row = np.repeat(divisors, rows // divisors.size)
+    result: AnyArray = values.astype(np.float32)
+    # Scales that make weights infinite are for later stages to judge.
     with np.errstate(all="ignore"):
         factors = np.where(per_row == 0, np.float32(0), np.float32(1) / per_row)
-    return values.astype(np.float32) * factors.reshape(-1, *[1] * (values.ndim - 1))
+        result *= factors.reshape(-1, *[1] * (values.ndim - 1))
+    return result

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from filterdb.errors import (
     FetchError,
     MalformedFileError,
+    SourceError,
     UnsafeCheckpointError,
     UnsupportedFormatError,
 )
@@ -119,6 +120,8 @@ def open_zip(path: Path, label: str) -> ZipEntries:
             check_directory(handle, path.stat().st_size, label)
         with zipfile.ZipFile(path) as archive:
             infos = [info for info in archive.infolist() if not info.is_dir()]
+    except SourceError:
+        raise
     except _BROKEN as error:
         raise MalformedFileError(
             f"{label}: not a readable zip file, it may be cut short: {error}"
