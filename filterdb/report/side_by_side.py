@@ -15,12 +15,14 @@ if TYPE_CHECKING:
 
     from filterdb.types import AnyArray
 
-#: Filters drawn of a layer, in two rows.
+#: Filters drawn of a layer, eight a row where they are small.
 N_DRAWN = 16
 _COLUMNS = 8
 #: Screen pixels of one coefficient, and of a whole filter at most.
 _PIXEL, _LARGEST_CELL = 9, 44
 _MARGIN, _LINE, _GUTTER = 16, 18, 32
+#: Screen pixels of a row of filters at most, and of a letter of a title.
+_WIDEST, _LETTER = 420, 7.0
 _FONT = "font-family='Inter, Helvetica, Arial, sans-serif'"
 
 
@@ -65,7 +67,7 @@ def side_by_side(titles: tuple[str, str], pairs: Sequence[Pair]) -> str:
     widest = 0.0
     drawn = [[_picture(pair, side) for side in (0, 1)] for pair in pairs]
     column = max((picture[1] for row in drawn for picture in row), default=0.0)
-    column = max(column, 300.0)
+    column = max(column, _LETTER * max(len(title) for title in titles))
     top = _MARGIN + 2.2 * _LINE
     for pair, row in zip(pairs, drawn, strict=True):
         kernel = "×".join(map(str, pair.filters[0].shape[1:]))
@@ -107,6 +109,8 @@ def _picture(pair: Pair, side: int) -> tuple[str, float, float]:
     values = pair.filters[side][:N_DRAWN]
     kernel = values.shape[1:]
     flat = values.reshape(len(values), -1)
-    sheet = filter_sheet(flat, kernel, limit=pair.limit, columns=_COLUMNS)
+    across = (kernel[-1] + 1) * (kernel[0] if len(kernel) == 3 else 1)
+    columns = max(1, min(_COLUMNS, _WIDEST // across))
+    sheet = filter_sheet(flat, kernel, limit=pair.limit, columns=columns)
     scale = max(1.0, min(_PIXEL, _LARGEST_CELL / max(sheet.cell)))
     return sheet.data_uri, scale * sheet.width, scale * sheet.height
