@@ -244,7 +244,7 @@ def _outcome(format_name: str, file: ModelFile, files: Files) -> Outcome:
     except SourceError as error:
         _check_message(error)
         return Outcome(type(error).__name__)
-    loads = 2 if format_name in GUARDED else MAX_LOADS
+    loads = 1 if format_name in GUARDED else MAX_LOADS
     _use(raw, loads)
     try:
         found = find_layers(raw)
