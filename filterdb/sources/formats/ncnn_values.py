@@ -125,7 +125,9 @@ def load_stored(path: Path, stored: Stored, scale: Stored | None, file_size: int
         If the scales do not fit.
     """
     count = int(np.prod(stored.shape, dtype=np.int64))
-    check_expansion(count * 4, file_size, what="an ncnn weight")
+    # Integers, their float32 values and, for int8, a few arrays of a value a row.
+    rows = 5 * stored.shape[0] if stored.encoding == "int8" and stored.shape else 0
+    check_expansion(4 * (count + rows), file_size, what="an ncnn weight")
     if stored.encoding == "table":
         table = read_array(path, stored.offset, 256, "<f4")
         values = table[read_array(path, stored.offset + _TABLE_BYTES, count, "<u1")]

@@ -258,8 +258,8 @@ def c_strides(shape: Shape) -> tuple[int, ...]:
 
 
 def _native(values: AnyArray, dtype: str) -> AnyArray:
-    values = np.ascontiguousarray(values).reshape(values.shape)
-    values = values.astype(values.dtype.newbyteorder("="), copy=False)
+    # One copy at most, whatever order bytes and axes have.
+    values = np.asarray(values, dtype=values.dtype.newbyteorder("="), order="C")
     if dtype != "bfloat16":
         return values
     # bfloat16 is the upper half of a float32: shifting it there loses nothing.
