@@ -157,7 +157,10 @@ def _add(state: State, record: dict[str, Any]) -> None:
 
 def _load(name: str, folder: Path) -> State:
     path = folder / "state.json"
-    return State(**json.loads(path.read_text())) if path.exists() else State(name)
+    state = State(**json.loads(path.read_text())) if path.exists() else State(name)
+    # Those that were mended have been deleted.
+    state.crashes = len(list((folder / "crashes").glob("*.txt")))
+    return state
 
 
 def _states(out: Path) -> list[State]:
