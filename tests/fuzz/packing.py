@@ -38,7 +38,7 @@ def unpack(data: bytes, default: str) -> Files:
 def is_inside(name: str) -> bool:
     parts = PurePosixPath(name).parts
     odd = "\0" in name or name.startswith("/") or name.endswith(("/", "."))
-    return bool(parts) and not odd and ".." not in parts and len(name) < 200
+    return bool(parts) and not odd and ".." not in parts and len(name.encode()) < 200
 
 
 def write(files: Files, folder: Path) -> Path:
