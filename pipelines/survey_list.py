@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 COLUMNS = (
     *("uri", "archive_sha256", "layout", "listed_format", "listed_layers", "listed_3x3"),
     *("format", "read", "layers", "filters_3x3", "kernels", "kernel_filters_3x3"),
-    *("depth_source", "agrees", "reason", "explanation"),
+    *("depth_source", "agrees", "other_rules", "reason", "explanation"),
 )
 _LAYOUTS = ("auto", "OIHW", "HWIO", "OHWI")
 #: Registry → what stands between name and version in its URIs.
@@ -94,13 +94,19 @@ class Row:
         return self.is_compared and counted == (self.listed.n_layers, self.listed.n_filters_3x3)
 
     @property
+    def other_rules(self) -> str:
+        """The rules of counting by which the counts are as listed; empty where none are known."""
+        if self.agrees or not self.is_compared:
+            return ""
+        listed = (self.listed.n_layers, self.listed.n_filters_3x3)
+        return next((w for w, *counts in self.seen.otherwise if tuple(counts) == listed), "")
+
+    @property
     def explanation(self) -> str:
         """What is known of a difference: told, or seen in the counts."""
         if self.agrees or not self.is_compared:
             return ""
-        listed = (self.listed.n_layers, self.listed.n_filters_3x3)
-        rules = (words for words, *counts in self.seen.otherwise if tuple(counts) == listed)
-        return self.listed.explanation or next(rules, "")
+        return self.listed.explanation or self.other_rules
 
     def cells(self) -> list[str]:
         """Return it in the order of :data:`COLUMNS`."""
@@ -113,6 +119,7 @@ class Row:
             *(_cell(number if read else None) for number in numbers),
             seen.depth_source,
             ("yes" if self.agrees else "no") if self.is_compared else "",
+            self.other_rules,
             "" if read else f"{seen.error}: {seen.message}",
             self.explanation,
         ]

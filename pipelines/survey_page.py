@@ -44,11 +44,20 @@ def _summary(rows: Sequence[Row]) -> str:
     ]
     if compared:
         explained = sum(bool(row.explanation) for row in compared)
+        rules = Counter(row.other_rules for row in compared if row.other_rules)
         lines.append(
             f"Layers and 3×3 filters are those the list gives in {len(agree):,} of "
             f"{len(compared):,} ({_share(len(agree), len(compared))}); {explained:,} of the "
             f"{len(compared) - len(agree):,} differences are explained below."
         )
+        if rules:
+            both = len(agree) + rules.total()
+            lines.append(
+                f"In {both:,} ({_share(both, len(compared))}) they are, once the file is counted "
+                "by rules that lists are known to follow: "
+                + "; ".join(f"{words} ({n})" for words, n in rules.most_common())
+                + "."
+            )
     by_graph = sum(row.seen.depth_source == "graph" for row in read)
     weird = sum(bool(row.seen.n_nonfinite_layers) for row in read)
     lines.append(

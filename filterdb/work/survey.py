@@ -18,6 +18,7 @@ from filterdb.errors import FetchError, FilterDBError
 if TYPE_CHECKING:
     from filterdb.catalog.model import Entry
     from filterdb.layers.model import ConvLayer, ModelLayers
+    from filterdb.types import SkipReason
 
 _KERNEL_3X3 = (3, 3)
 #: Longer kernels are filter banks (spectrograms, pitch) to some who count.
@@ -33,9 +34,16 @@ _LEFT_OUT: dict[str, Callable[[ConvLayer], bool]] = {
         layer.rank == 1 and layer.out_channels == 1
     ),
 }
-#: And what they count besides: these are rows of the table `skipped` here.
-_COUNTED_TOO = "the list counts a kernel's copies too: moving averages, optimizer state"
 _COPIES = ("ema_copy", "optimizer_state")
+#: And what they count besides → whether a skipped tensor of three or more axes is of that kind.
+_COUNTED_TOO: dict[str, Callable[[SkipReason], bool]] = {
+    "the list counts copies of kernels too (moving averages, optimizer state)": lambda reason: (
+        reason in _COPIES
+    ),
+    "the list counts other tensors of three or more axes too (buffers, scales, inputs)": (
+        lambda reason: reason not in _COPIES
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -160,17 +168,18 @@ def _counted(uri: str, format_name: str, found: ModelLayers) -> Sighting:
 
 def _otherwise(found: ModelLayers) -> tuple[tuple[str, int, int], ...]:
     """Count as lists do that share, cut short, leave out or count copies; fewest rules first."""
-    copies = [s.shape for s in found.skipped if s.reason in _COPIES and len(s.shape) > 2]
-    copied_3x3 = sum(math.prod(shape[:2]) for shape in copies if shape[2:] == _KERNEL_3X3)
+    besides = {
+        rule: [s.shape for s in found.skipped if len(s.shape) > 2 and test(s.reason)]
+        for rule, test in _COUNTED_TOO.items()
+    }
     counts: dict[tuple[int, int], str] = {}
-    for n_rules in range(1, len(_LEFT_OUT) + 2):
-        for rules in combinations([*_LEFT_OUT, _COUNTED_TOO], n_rules):
+    for n_rules in range(1, len(_LEFT_OUT) + len(besides) + 1):
+        for rules in combinations([*_LEFT_OUT, *besides], n_rules):
             tests = [_LEFT_OUT[rule] for rule in rules if rule in _LEFT_OUT]
             kept = [la for la in found.layers if not any(test(la) for test in tests)]
-            n_layers, n_3x3 = len(kept), _filters_3x3(kept)
-            if _COUNTED_TOO in rules:
-                n_layers, n_3x3 = n_layers + len(copies), n_3x3 + copied_3x3
-            counts.setdefault((n_layers, n_3x3), "; ".join(rules))
+            more = [shape for rule in rules for shape in besides.get(rule, ())]
+            n_3x3 = sum(math.prod(shape[:2]) for shape in more if shape[2:] == _KERNEL_3X3)
+            counts.setdefault((len(kept) + len(more), _filters_3x3(kept) + n_3x3), "; ".join(rules))
     counts.pop((len(found.layers), _filters_3x3(found.layers)), None)
     return tuple((words, *pair) for pair, words in counts.items())
 

@@ -216,3 +216,6 @@ def test_other_ways_of_counting_are_named(line: Line, tmp_path: Path) -> None:
         "the list leaves out kernels longer than 64; "
         "the list leaves out 1-D layers of one output channel",
     ]
+    page = (tmp_path / "o" / "README.md").read_text()
+    assert "are those the list gives in 1 of 3 (33.3 %); 2 of the 2" in page
+    assert "In 3 (100.0 %) they are" in page
