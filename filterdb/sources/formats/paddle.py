@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filterdb.errors import MalformedFileError
+from filterdb.errors import MalformedFileError, SourceError, UnsafeCheckpointError
 from filterdb.layers.raw import RawModel
 from filterdb.sources.formats.base import FormatReader, ModelFile
 from filterdb.sources.formats.companion_files import companion_path
@@ -65,9 +65,19 @@ def companions(file: ModelFile) -> tuple[str, ...]:
     combined = _NAMES.get(name) or f"{Path(name).stem}.pdiparams"
     if name in _NAMES and not (file.path.parent / combined).is_file():
         names = _stored(_program(file))
-        if names and (file.path.parent / names[0]).is_file():
+        if names and _lies_beside(file, names[0]):
             return tuple(names)
     return (combined,)
+
+
+def _lies_beside(file: ModelFile, name: str) -> bool:
+    try:
+        companion_path(file, name)
+    except UnsafeCheckpointError:
+        return True  # whoever fetches it refuses it by name
+    except SourceError:
+        return False
+    return True
 
 
 def read(file: ModelFile) -> RawModel:

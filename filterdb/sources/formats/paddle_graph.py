@@ -132,11 +132,7 @@ class ProgramTranslator:
         if kind in _PASS or (kind.startswith(_FAKE) and "quantize_dequantize" in kind):
             return source
         if kind in ("unsqueeze2", "unsqueeze"):
-            shape = list(source.shape)
-            for axis in sorted(a + len(shape) + 1 if a < 0 else a
-                               for a in operator.integers("axes")):  # fmt: skip
-                shape.insert(axis, 1)
-            return source.reshaped(tuple(shape)) if len(shape) <= 8 else None
+            return _unsqueezed(source, operator.integers("axes"))
         if kind in ("reshape2", "reshape"):
             extents = operator.integers("shape")
             if not extents or len(extents) > 8 or 0 in extents:
@@ -336,3 +332,13 @@ def _padding(operator: Operator, rank: int, axes: int) -> tuple[int, ...] | None
             return None
         return begin if begin == end else begin + end
     return _extents(values, rank, axes, least=0)
+
+
+def _unsqueezed(source: Constant, axes: tuple[int, ...]) -> Constant | None:
+    rank = len(source.shape) + len(axes)
+    if rank > 8 or any(not -rank <= axis < rank for axis in axes):
+        return None
+    shape = list(source.shape)
+    for axis in sorted(a + len(shape) + 1 if a < 0 else a for a in axes):
+        shape.insert(axis, 1)
+    return source.reshaped(tuple(shape))
