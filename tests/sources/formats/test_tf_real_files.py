@@ -130,6 +130,10 @@ np.savez(sys.argv[2], **found)
 """
 
 
+#: Written by Keras 1 and 2 in forms that Keras 3 has dropped.
+_KERAS_3_REFUSES = ("CrystNet1.2.hdf5", "blazeface.h5", "lrcn_160S_90_90Q.h5")
+
+
 @pytest.mark.slow
 @pytest.mark.peers
 @pytest.mark.parametrize("file", real_files("keras_h5"))
@@ -138,6 +142,8 @@ def test_kernels_are_those_of_keras(file: RealFile, get: Get, tmp_path: Path) ->
     raw = read_model(model, "keras_h5")
     if not raw.has_edges:
         pytest.skip("a weights file: Keras needs the program that made it")
+    if file.name in _KERAS_3_REFUSES:
+        pytest.skip("Keras 3 cannot load this file of Keras 2: a list for a model, custom layers")
     whole = tmp_path / "model.h5"
     whole.symlink_to(model.path)
     kernels = peer_arrays("tensorflow", _KERAS, whole, out=tmp_path)
