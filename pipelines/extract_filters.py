@@ -13,6 +13,7 @@ from filterdb.engine import run as run_tasks
 from filterdb.errors import FetchError, PipelineError, StoreNotFoundError
 from filterdb.work.extract import ExtractOutcome, ExtractTask, extract_model, stage_failure
 from pipelines.console import Console, format_bytes, format_seconds, plural
+from pipelines.prefetch import prefetch
 from pipelines.run_log import RunLog
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from filterdb.types import ModelId, ProgressHook
 
 DONE, FAILED_MODELS = 0, 3
-#: Downloads at a time; they wait for the network, not for a core.
-N_DOWNLOADS = 6
 
 
 @dataclass(frozen=True)
@@ -231,20 +230,14 @@ def _outcome(task: ExtractTask) -> ExtractOutcome:
 
 def _prefetch(
     tasks: Sequence[ExtractTask], config: ExtractConfig, progress: ProgressHook | None
-) -> dict[ModelId, Exception]:
-    """Bring all files into the cache at once; several models often share an archive."""
-    from filterdb.sources import Cache, fetch_many
+) -> dict[ModelId, FetchError]:
+    from filterdb.sources import Cache
 
     cache = Cache(config.cache_path)
-    failed: dict[ModelId, Exception] = {}
     entries = [t.entry for t in tasks]
-    for entry, result in fetch_many(entries, cache, workers=N_DOWNLOADS, progress=progress):
-        # Other errors come again, with their stage, when the worker opens the file.
-        if isinstance(result, FetchError):
-            failed[entry.id] = result
-        elif not isinstance(result, Exception):
-            cache.release(*result.objects)
-    return failed
+    return prefetch(
+        entries, cache, on_fetched=lambda got: cache.release(*got.objects), progress=progress
+    )
 
 
 def _assemble(

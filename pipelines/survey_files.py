@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from filterdb.engine import Cluster, Outcome
 from filterdb.engine import run as run_tasks
-from filterdb.errors import FetchError
 from filterdb.files import disk_errors, make_folder, write_bytes_durably
-from filterdb.work.survey import Sighting, SurveyTask, survey_file
+from filterdb.work.survey import Sighting, SurveyTask, survey_file, unread
 from pipelines.console import Console, plural
+from pipelines.prefetch import prefetch
 from pipelines.survey_list import ListedFile, Row, read_list, to_csv
 from pipelines.survey_page import to_markdown
 
@@ -24,7 +24,6 @@ DONE, FAILED_MODELS = 0, 3
 ROWS, PAGE, PARTIAL = "rows.csv", "README.md", "survey.partial.jsonl"
 #: Files fetched ahead of being read; a cache smaller than the whole list is then enough.
 BATCH = 48
-N_DOWNLOADS = 6
 
 
 @dataclass(frozen=True)
@@ -134,28 +133,16 @@ def _batches(todo: Sequence[tuple[int, Entry]]) -> Iterator[list[tuple[int, Entr
 def _try(
     batch: Sequence[tuple[int, Entry]], config: SurveyConfig
 ) -> Iterator[tuple[int, Sighting]]:
-    from filterdb.sources import Cache, fetch_many
+    from filterdb.sources import Cache
 
     cache = Cache(config.cache_path)
     numbers = {entry.id: number for number, entry in batch}
-    unreached: dict[str, FetchError] = {}
     entries = [entry for _, entry in batch]
     held: list[str] = []
-    for entry, result in fetch_many(entries, cache, workers=N_DOWNLOADS):
-        # Other errors come again when the worker opens the file.
-        if isinstance(result, FetchError):
-            unreached[entry.id] = result
-        elif not isinstance(result, Exception):
-            held.extend(result.objects)
+    unreached = prefetch(entries, cache, on_fetched=lambda got: held.extend(got.objects))
     for entry in entries:
         if entry.id in unreached:
-            error = unreached[entry.id]
-            yield (
-                numbers[entry.id],
-                Sighting(
-                    entry.uri, error=type(error).__name__, message=error.message, retryable=True
-                ),
-            )
+            yield numbers[entry.id], unread(entry.uri, unreached[entry.id])
     path = None if config.cache_path is None else str(config.cache_path.resolve())
     tasks = [SurveyTask(entry, path) for entry in entries if entry.id not in unreached]
     outcomes: list[Outcome[Sighting]] = run_tasks(survey_file, tasks, cluster=config.cluster)

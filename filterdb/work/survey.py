@@ -127,12 +127,30 @@ def survey_file(task: SurveyTask) -> Sighting:
     try:
         return _look(task)
     except FilterDBError as error:
-        message = " ".join(str(error.message).split())
-        retryable = isinstance(error, FetchError)
-        return Sighting(uri, error=type(error).__name__, message=message[:400], retryable=retryable)
+        return unread(uri, error)
     except Exception as error:  # noqa: BLE001 - one file must not end the survey
         message = f"unforeseen, a fault of filterdb: {' '.join(str(error).split())[:300]}"
         return Sighting(uri, error=type(error).__name__, message=message)
+
+
+def unread(uri: str, error: FilterDBError) -> Sighting:
+    """Return what is known of a file that could not be read.
+
+    Parameters
+    ----------
+    uri
+        As listed.
+    error
+        Why.
+
+    Returns
+    -------
+    Sighting
+        Its message in one line.
+    """
+    message = " ".join(error.message.split())[:400]
+    retryable = isinstance(error, FetchError)
+    return Sighting(uri, error=type(error).__name__, message=message, retryable=retryable)
 
 
 def _look(task: SurveyTask) -> Sighting:
